@@ -19,3 +19,7 @@ class InputError(InvrefError, TypeError):
 
 class ProofError(InvrefError):
     """A bound that could not be proved."""
+
+
+class TableError(InvrefError):
+    """A decoder table that is damaged."""

@@ -1,0 +1,348 @@
+"""From a formula to its decoder: rational minimax fits, polished in float32, certified by Arb, clamps calibrated.
+
+`python -m invref.fit [NAME ...]` writes the tables that ship, byte for byte the same each time. A table's bounds are
+certified sup-norms of its segments in exact arithmetic; what float32 evaluation adds is measured by the verifier over
+all inputs. Handles formulas with one smooth minimum, limits 0 at the left end and slope 1 at the right.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from fractions import Fraction
+from functools import cached_property
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import mpmath
+import numpy as np
+import torch
+from flint import arb, arb_series
+from torch import Tensor
+
+from invref import calibrate, enclosure, formulas
+from invref.decoders import Clamp, Decoder, Segment, nearest, to_json
+from invref.engines import ARB, coefficients, precision, to_mpf, variable
+from invref.errors import ProofError
+from invref.formats import FORMATS
+from invref.formulas import Formula
+from invref.kernels import naive
+from invref.minimax import middle, rational
+
+BITS = 256
+DIGITS = 60
+DEGREES = (6, 4)
+"""Of numerator and denominator: the least for which all three segments stay below 2^-22 in every activation so far."""
+POINTS = 200
+FAR = 1e-12
+"""The tail is fitted down to this |y|; below it any bounded factor of y will do."""
+SATURATED = 2.0**-25
+"""Half an ulp below 1: from where |1 - f'| is smaller, the gradient rounds to 1 in float32."""
+TAIL_SHARES = (0.4, 0.45, 0.5, 0.55, 0.6, 0.65)
+HEAD_SHARES = (0.36, 0.4, 0.44, 0.48, 0.52, 0.56, 0.6)
+"""Where the segments may meet, as shares of the largest |t| on the left and of end_t."""
+SERIES_TERMS = 20
+SERIES_SHARE = 1 / 8
+LAYERS: dict[str, Callable[[Tensor], Tensor]] = {
+    "gelu": torch.nn.functional.gelu,
+    "gelu_tanh": lambda x: torch.nn.functional.gelu(x, approximate="tanh"),
+    "silu": torch.nn.functional.silu,
+}
+
+
+@dataclass(frozen=True)
+class Curve:
+    """A formula with its turning point, and g(t) at chosen points."""
+
+    formula: Formula
+
+    @cached_property
+    def turning(self) -> tuple[arb, arb]:
+        """(x*, y*) as exact balls."""
+        x, y = enclosure.turning_point(self.formula, 0, DIGITS)
+        return middle(x), middle(y)
+
+    def x_of(self, t: float) -> arb:
+        """The input with signed root t."""
+        y = self.turning[1] + arb(t) * arb(t)
+        return middle(enclosure.inverse(self.formula, y, 0 if t < 0 else 1, DIGITS))
+
+    def at(self, x: arb) -> tuple[arb, arb]:
+        """(f, f') as exact balls."""
+        f = coefficients(self.formula.evaluate(variable(x, 2), ARB))
+        return middle(f[0]), middle(f[1])
+
+    def between(self, a: arb, b: arb, count: int = POINTS) -> list[arb]:
+        """Chebyshev points between two inputs."""
+        return [
+            middle(a + (b - a) * ((1 - (arb.pi() * (2 * k + 1) / (2 * count)).cos()) / 2)) for k in range(count)
+        ]
+
+
+def _single(value: float) -> float:
+    return float(np.float32(value))
+
+
+@dataclass(frozen=True)
+class _Points:
+    """A segment's samples: u, the factor m and the offset c of g = c + m * P/Q, and g."""
+
+    u: list[arb]
+    m: list[arb]
+    c: int
+    g: list[arb]
+
+    def fit(self) -> tuple[Segment, float]:
+        """The minimax segment with float32 coefficients, and the error before they were rounded."""
+        centre = _single(float((self.u[0] + self.u[-1]) / 2))
+        keep = [i for i, m in enumerate(self.m) if abs(m) > 0]
+        best = rational(
+            [middle(self.u[i] - centre) for i in keep],
+            [middle((self.g[i] - self.c) / self.m[i]) for i in keep],
+            [abs(self.m[i]) for i in keep],
+            DEGREES,
+        )
+        numbers = (tuple(_single(float(v)) for v in side) for side in (best.numerator, best.denominator[1:]))
+        return Segment(centre, *numbers, bound=float("nan")), best.error
+
+
+def _turn(curve: Curve, a: float, b: float) -> _Points:
+    x = curve.between(curve.x_of(-a), curve.x_of(b))
+    values = [curve.at(v) for v in x]
+    t = [
+        middle((f - curve.turning[1]).sqrt() * (1 if v > curve.turning[0] else -1))
+        for v, (f, _) in zip(x, values, strict=True)
+    ]
+    return _Points(t, t, 0, [g for _, g in values])
+
+
+def _head(curve: Curve, b: float, end: float) -> _Points:
+    values = [curve.at(v) for v in curve.between(curve.x_of(b), curve.x_of(end))]
+    t = [middle((f - curve.turning[1]).sqrt()) for f, _ in values]
+    return _Points(t, [middle(end - v) for v in t], 1, [g for _, g in values])
+
+
+def _tail(curve: Curve, a: float) -> _Points:
+    far = enclosure.inverse(curve.formula, arb(-FAR), 0, DIGITS)
+    values = [curve.at(v) for v in curve.between(middle(far), curve.x_of(-a))]
+    return _Points([middle((-f).sqrt()) for f, _ in values], [f for f, _ in values], 0, [g for _, g in values])
+
+
+def _end(curve: Curve) -> float:
+    """The smallest multiple of 1/16 from which on f' rounds to 1."""
+    t = 1.0
+    while not abs(1 - curve.at(curve.x_of(t))[1]) < SATURATED or curve.at(curve.x_of(t))[0] < 1:
+        t += 1 / 16
+    return t
+
+
+def _balanced(curve: Curve) -> Decoder:
+    """The decoder whose worst segment is best, over the places where segments may meet; no bounds, no clamps yet."""
+    x, y = curve.turning
+    left, end = float((-y).sqrt()), _end(curve)
+    tails = {share: _tail(curve, share * left).fit() for share in TAIL_SHARES}
+    heads = {share: _head(curve, share * end, end).fit() for share in HEAD_SHARES}
+    best = (np.inf, 0.0, 0.0, tails[TAIL_SHARES[0]][0])
+    for a, b in sorted(((a, b) for a in TAIL_SHARES for b in HEAD_SHARES), key=lambda p: max(tails[p[0]][1], heads[p[1]][1])):
+        outer = max(tails[a][1], heads[b][1])
+        if outer >= best[0]:
+            break
+        turn, inner = _turn(curve, a * left, b * end).fit()
+        if max(outer, inner) < best[0]:
+            best = (max(outer, inner), a, b, turn)
+    _, a, b, turn = best
+    with mpmath.workdps(DIGITS):
+        texts = [mpmath.nstr(to_mpf(v), DIGITS - 10) for v in (x, y)]
+    return Decoder(
+        activation=curve.formula.name,
+        formula=curve.formula.text,
+        turning_x=texts[0],
+        turning_y=texts[1],
+        tail_y=_single(float(y) + (a * left) ** 2),
+        head_t=_single(b * end),
+        end_t=end,
+        tail=tails[a][0],
+        turn=turn,
+        head=heads[b][0],
+        series=(),
+        series_radius=0.0,
+        series_bound=0.0,
+        clamps={name: Clamp(0.0, 0.0) for name in FORMATS},
+    )
+
+
+def _samples(curve: Curve, low: float, high: float, piece: int, count: int = 1500) -> tuple[Tensor, Tensor]:
+    """float32 outputs evenly spread over the inputs between two outputs of one piece, and the exact g of each."""
+    ends = [middle(enclosure.inverse(curve.formula, arb(v), piece, DIGITS)) for v in (low, high)]
+    inputs = (ends[0] + (ends[1] - ends[0]) * arb(k + 1) / (count + 1) for k in range(count))
+    outputs = sorted({_single(float(curve.at(middle(v))[0])) for v in inputs})
+    g = [float(curve.at(middle(enclosure.inverse(curve.formula, arb(v), piece, DIGITS)))[1]) for v in outputs]
+    return torch.tensor(outputs, dtype=torch.float32), torch.tensor(g, dtype=torch.float64)
+
+
+def _polished(curve: Curve, decoder: Decoder, name: str, samples: list[tuple[Tensor, Tensor, bool]]) -> Decoder:
+    """The decoder with one segment's coefficients moved by single ulps while its error *as evaluated* shrinks."""
+    y, g = (torch.cat([s[i] for s in samples]) for i in (0, 1))
+    side = torch.cat([torch.full(s[0].shape, s[2]) for s in samples])
+    zero = torch.zeros(1)
+    slope = torch.tensor([_single(float(curve.at(arb(0))[1]))])
+
+    def error(candidate: Decoder) -> tuple[bool, float]:
+        exact = bool(naive.derivative(candidate, zero, zero == 0, "float32") == slope)
+        worst = (naive.derivative(candidate, y, side, "float32").double() - g).abs().max()
+        return not exact, float(worst)
+
+    def moved(segment: Segment, index: int, ulps: int) -> Segment:
+        numbers = np.array([*segment.numerator, *segment.denominator], dtype=np.float32)
+        numbers.view(np.int32)[index] += ulps
+        values = [float(v) for v in numbers]
+        cut = len(segment.numerator)
+        return replace(segment, numerator=tuple(values[:cut]), denominator=tuple(values[cut:]))
+
+    best = error(decoder)
+    for ulps in (8, 4, 2, 1, 4, 2, 1):
+        for index in range(sum(DEGREES) + 1):
+            for step in (ulps, -ulps):
+                candidate = replace(decoder, **{name: moved(getattr(decoder, name), index, step)})
+                if (measured := error(candidate)) < best:
+                    decoder, best = candidate, measured
+    return decoder
+
+
+def _ratio(segment: Segment, u: arb_series) -> arb_series:
+    z = u - segment.centre
+    numerator, denominator = arb_series([0]), arb_series([0])
+    for value in reversed(segment.numerator):
+        numerator = numerator * z + value
+    for value in reversed((1.0, *segment.denominator)):
+        denominator = denominator * z + value
+    return numerator / denominator
+
+
+def _beyond(curve: Curve, limit: int, start: float) -> float:
+    """An upper bound of |limit - f'| from `start` outwards to the end of float64, binade by binade."""
+    bound, x = 0.0, start
+    while abs(x) < 2.0**1023:
+        box = arb(x).union(arb(2 * x))
+        bound = max(bound, float(abs(enclosure.derivative(curve.formula, box, DIGITS) - limit).upper()))
+        x *= 2
+    return bound
+
+
+def _certified(curve: Curve, decoder: Decoder) -> Decoder:
+    """The decoder with the certified sup-norm of each segment; segments overlap by 2^-20, so rounding may choose either."""
+    formula, slack = curve.formula, 2.0**-20
+    y = float(decoder.turning_y)
+    split = float(np.sqrt(decoder.tail_y - y))
+    x = {
+        t: float(curve.x_of(t))
+        for t in (-split - slack, -split + slack, decoder.head_t - slack, decoder.head_t + slack, decoder.end_t)
+    }
+    x_tail_from, x_tail_to, x_head_from, x_head_to, x_end = x.values()
+    far = float(enclosure.inverse(formula, arb(-FAR), 0, DIGITS))
+
+    def slope(v: arb_series) -> arb_series:
+        return formula.evaluate(v, ARB, order=1)
+
+    def root(v: arb_series) -> arb_series:
+        return enclosure.signed_root(formula, 0, v)
+
+    def turn(v: arb_series) -> arb_series:
+        t = root(v)
+        return t * _ratio(decoder.turn, t) - slope(v)
+
+    def head(v: arb_series) -> arb_series:
+        t = root(v)
+        return 1 + (decoder.end_t - t) * _ratio(decoder.head, t) - slope(v)
+
+    def tail(v: arb_series) -> arb_series:
+        f = formula.evaluate(v, ARB)
+        return f * _ratio(decoder.tail, (-f).sqrt()) - slope(v)
+
+    def norm(error: Callable[[arb_series], arb_series], a: float, b: float) -> float:
+        return enclosure.sup_norm(error, np.nextafter(a, -np.inf), np.nextafter(b, np.inf))[1]
+
+    saturated = max(norm(lambda v: 1 - slope(v), x_end, 4 * x_end), _beyond(curve, 1, 4 * x_end))
+    if not saturated <= 2 * SATURATED:
+        raise ProofError(f"{formula.name}: |1 - f'| reaches {saturated:.3g} beyond t = {decoder.end_t}")
+    vanished = _beyond(curve, 0, far) + FAR * _factor_bound(decoder.tail)
+    return replace(
+        decoder,
+        turn=replace(decoder.turn, bound=norm(turn, x_tail_from, x_head_to)),
+        head=replace(decoder.head, bound=max(norm(head, x_head_from, x_end), saturated)),
+        tail=replace(decoder.tail, bound=max(norm(tail, far, x_tail_to), vanished)),
+    )
+
+
+def _factor_bound(tail: Segment) -> float:
+    """An upper bound of the tail's P/Q for outputs between -FAR and 0."""
+    u = arb(0).union(arb(FAR).sqrt())
+    ball = _ratio(tail, arb_series([u], prec=1))
+    return float(abs(coefficients(ball)[0]).upper())
+
+
+def _with_series(curve: Curve, decoder: Decoder) -> Decoder:
+    """The decoder with the Taylor polynomial of g in t at the turning point, certified on its radius."""
+    formula, (x, _) = curve.formula, curve.turning
+    with precision(4 * BITS, SERIES_TERMS + 4):
+        f = coefficients(formula.evaluate(variable(x, SERIES_TERMS + 3), ARB))
+        q = arb_series(f[2:], prec=SERIES_TERMS + 1)
+        t = arb_series([0, 1], prec=SERIES_TERMS + 1) * q.sqrt()
+        slope = arb_series([0, *(k * c for k, c in enumerate(f[2:], start=2))], prec=SERIES_TERMS + 1)
+        g = slope(t.reversion())
+        series = tuple(float(c) for c in coefficients(g)[:SERIES_TERMS])
+    radius = float(np.sqrt(-float(decoder.turning_y))) * SERIES_SHARE
+    ends = [float(curve.x_of(side * radius)) for side in (-1, 1)]
+
+    def error(v: arb_series) -> arb_series:
+        t = enclosure.signed_root(formula, 0, v)
+        value = arb_series([0])
+        for c in reversed(series):
+            value = value * t + c
+        return value - formula.evaluate(v, ARB, order=1)
+
+    bound = enclosure.sup_norm(error, *ends)[1]
+    return replace(decoder, series=series, series_radius=radius, series_bound=bound)
+
+
+def _with_clamps(curve: Curve, decoder: Decoder) -> Decoder:
+    turning = Fraction(decoder.turning_x), Fraction(decoder.turning_y)
+    f = coefficients(curve.formula.evaluate(variable(curve.turning[0], SERIES_TERMS + 2), ARB))
+    slopes = (0.0, *(float(k * c) for k, c in enumerate(f[2:], start=2)))
+    layer = LAYERS[decoder.activation]
+    clamps = {name: calibrate.clamp(layer, turning, slopes, fmt) for name, fmt in FORMATS.items()}
+    return replace(decoder, clamps=clamps)
+
+
+def fit(name: str) -> Decoder:
+    """The decoder of an activation of the catalogue, certified and calibrated."""
+    curve = Curve(formulas.get(name))
+    with precision(BITS, SERIES_TERMS + 4):
+        decoder = _balanced(curve)
+        y, split = float(curve.turning[1]), decoder.tail_y
+        near = y * (1 - 1e-4)
+        head_y, end_y = y + decoder.head_t**2, y + decoder.end_t**2
+        samples = {
+            "tail": [(*_samples(curve, -FAR, split, 0), False)],
+            "turn": [(*_samples(curve, split, near, 0), False), (*_samples(curve, near, head_y, 1), True)],
+            "head": [(*_samples(curve, head_y, end_y, 1), True)],
+        }
+        for segment, points in samples.items():
+            decoder = _polished(curve, decoder, segment, points)
+        return _with_clamps(curve, _with_series(curve, _certified(curve, decoder)))
+
+
+def main(names: list[str]) -> None:
+    """Write the tables of these activations (default: all) into the package."""
+    folder = Path(str(resources.files("invref") / "tables"))
+    for name in names or list(LAYERS):
+        decoder = fit(name)
+        (folder / f"{name}.json").write_text(to_json(decoder, f"python -m invref.fit {name}"))
+        bounds = ", ".join(f"{part} {getattr(decoder, part).bound:.2e}" for part in ("tail", "turn", "head"))
+        print(f"{name}: certified |approximation - g| <= {bounds}")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
