@@ -81,7 +81,7 @@ def _exact(slopes: tuple[float, ...], width: float, sign: int) -> Callable[[Arra
 def _best(sides: list[tuple[Array, Array, Array, Callable[[Array], Array]]], ulp: float, fmt: Format) -> Clamp:
     codes = np.unique(np.concatenate([side[0] for side in sides]))
     middles = (codes[1:] + codes[:-1]) / 2
-    values = np.arange(1, HIGHEST_CUT * GRID + 1) * (ulp / GRID)
+    values: Array = np.arange(1, HIGHEST_CUT * GRID + 1, dtype=np.float64) * (ulp / GRID)
     best = (np.inf, 0.0, 0.0)
     for cut in middles[(middles > 0) & (middles < HIGHEST_CUT * ulp)]:
         error = np.zeros_like(values)

@@ -36,7 +36,7 @@ class Segment:
 
 @dataclass(frozen=True)
 class Clamp:
-    """Distances d = y - y* below `cut` decode as `value`: so the lowest codes give the middle of what they stand for."""
+    """Distances d = y - y* below `cut` decode as `value`: the lowest codes give the middle of what they stand for."""
 
     cut: float
     value: float
@@ -100,9 +100,13 @@ def _segment_json(segment: Segment) -> dict[str, Any]:
     }
 
 
+def _numbers(texts: list[str]) -> tuple[float, ...]:
+    return tuple(map(float.fromhex, texts))
+
+
 def _segment(data: dict[str, Any]) -> Segment:
-    numbers = {key: tuple(float.fromhex(c) for c in data[key]) for key in ("numerator", "denominator")}
-    return Segment(float.fromhex(data["centre"]), **numbers, bound=float.fromhex(data["bound"]))
+    numerator, denominator = _numbers(data["numerator"]), _numbers(data["denominator"])
+    return Segment(float.fromhex(data["centre"]), numerator, denominator, float.fromhex(data["bound"]))
 
 
 def digest(data: Mapping[str, Any]) -> str:
@@ -137,15 +141,13 @@ def from_json(text: str) -> Decoder:
         raise TableError(
             f"the decoder table of {data.get('activation')} does not match its hash: restore it or run `make tables`"
         )
-    return Decoder(
-        **{key: data[key] for key in ("activation", "formula", "turning_x", "turning_y")},
-        **{key: float.fromhex(data[key]) for key in ("tail_y", "head_t", "end_t", "series_radius", "series_bound")},
-        **{key: _segment(data[key]) for key in ("tail", "turn", "head")},
-        series=tuple(float.fromhex(c) for c in data["series"]),
-        clamps={
-            name: Clamp(float.fromhex(c["cut"]), float.fromhex(c["value"])) for name, c in data["clamps"].items()
-        },
-    )
+    fields: dict[str, Any] = {key: data[key] for key in ("activation", "formula", "turning_x", "turning_y")}
+    for key in ("tail_y", "head_t", "end_t", "series_radius", "series_bound"):
+        fields[key] = float.fromhex(data[key])
+    for key in ("tail", "turn", "head"):
+        fields[key] = _segment(data[key])
+    clamps = {name: Clamp(float.fromhex(c["cut"]), float.fromhex(c["value"])) for name, c in data["clamps"].items()}
+    return Decoder(**fields, series=_numbers(data["series"]), clamps=clamps)
 
 
 @cache

@@ -23,3 +23,7 @@ class ProofError(InvrefError):
 
 class TableError(InvrefError):
     """A decoder table that is damaged."""
+
+
+class TwiceError(InvrefError, NotImplementedError):
+    """A second derivative, which the decoders do not give."""

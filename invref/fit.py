@@ -11,7 +11,6 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from fractions import Fraction
-from functools import cached_property
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -19,66 +18,28 @@ from typing import Any
 import mpmath
 import numpy as np
 import torch
-from flint import arb, arb_series
+from flint import arb
 from torch import Tensor
 
 from invref import calibrate, enclosure, formulas
-from invref.decoders import Clamp, Decoder, Segment, nearest, to_json
+from invref.certify import BITS, FAR, SATURATED, SERIES_TERMS, certified, with_series
+from invref.curve import DIGITS, Curve
+from invref.decoders import Clamp, Decoder, Segment, to_json
 from invref.engines import ARB, coefficients, precision, to_mpf, variable
-from invref.errors import ProofError
 from invref.formats import FORMATS
-from invref.formulas import Formula
 from invref.kernels import naive
 from invref.minimax import middle, rational
 
-BITS = 256
-DIGITS = 60
 DEGREES = (6, 4)
 """Of numerator and denominator: the least for which all three segments stay below 2^-22 in every activation so far."""
-POINTS = 200
-FAR = 1e-12
-"""The tail is fitted down to this |y|; below it any bounded factor of y will do."""
-SATURATED = 2.0**-25
-"""Half an ulp below 1: from where |1 - f'| is smaller, the gradient rounds to 1 in float32."""
 TAIL_SHARES = (0.4, 0.45, 0.5, 0.55, 0.6, 0.65)
 HEAD_SHARES = (0.36, 0.4, 0.44, 0.48, 0.52, 0.56, 0.6)
 """Where the segments may meet, as shares of the largest |t| on the left and of end_t."""
-SERIES_TERMS = 20
-SERIES_SHARE = 1 / 8
 LAYERS: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu": torch.nn.functional.gelu,
     "gelu_tanh": lambda x: torch.nn.functional.gelu(x, approximate="tanh"),
     "silu": torch.nn.functional.silu,
 }
-
-
-@dataclass(frozen=True)
-class Curve:
-    """A formula with its turning point, and g(t) at chosen points."""
-
-    formula: Formula
-
-    @cached_property
-    def turning(self) -> tuple[arb, arb]:
-        """(x*, y*) as exact balls."""
-        x, y = enclosure.turning_point(self.formula, 0, DIGITS)
-        return middle(x), middle(y)
-
-    def x_of(self, t: float) -> arb:
-        """The input with signed root t."""
-        y = self.turning[1] + arb(t) * arb(t)
-        return middle(enclosure.inverse(self.formula, y, 0 if t < 0 else 1, DIGITS))
-
-    def at(self, x: arb) -> tuple[arb, arb]:
-        """(f, f') as exact balls."""
-        f = coefficients(self.formula.evaluate(variable(x, 2), ARB))
-        return middle(f[0]), middle(f[1])
-
-    def between(self, a: arb, b: arb, count: int = POINTS) -> list[arb]:
-        """Chebyshev points between two inputs."""
-        return [
-            middle(a + (b - a) * ((1 - (arb.pi() * (2 * k + 1) / (2 * count)).cos()) / 2)) for k in range(count)
-        ]
 
 
 def _single(value: float) -> float:
@@ -104,8 +65,10 @@ class _Points:
             [abs(self.m[i]) for i in keep],
             DEGREES,
         )
-        numbers = (tuple(_single(float(v)) for v in side) for side in (best.numerator, best.denominator[1:]))
-        return Segment(centre, *numbers, bound=float("nan")), best.error
+        numerator, denominator = (
+            tuple(_single(float(v)) for v in side) for side in (best.numerator, best.denominator[1:])
+        )
+        return Segment(centre, numerator, denominator, bound=float("nan")), best.error
 
 
 def _turn(curve: Curve, a: float, b: float) -> _Points:
@@ -145,7 +108,9 @@ def _balanced(curve: Curve) -> Decoder:
     tails = {share: _tail(curve, share * left).fit() for share in TAIL_SHARES}
     heads = {share: _head(curve, share * end, end).fit() for share in HEAD_SHARES}
     best = (np.inf, 0.0, 0.0, tails[TAIL_SHARES[0]][0])
-    for a, b in sorted(((a, b) for a in TAIL_SHARES for b in HEAD_SHARES), key=lambda p: max(tails[p[0]][1], heads[p[1]][1])):
+    for a, b in sorted(
+        ((a, b) for a in TAIL_SHARES for b in HEAD_SHARES), key=lambda p: max(tails[p[0]][1], heads[p[1]][1])
+    ):
         outer = max(tails[a][1], heads[b][1])
         if outer >= best[0]:
             break
@@ -176,15 +141,16 @@ def _balanced(curve: Curve) -> Decoder:
 def _samples(curve: Curve, low: float, high: float, piece: int, count: int = 1500) -> tuple[Tensor, Tensor]:
     """float32 outputs evenly spread over the inputs between two outputs of one piece, and the exact g of each."""
     ends = [middle(enclosure.inverse(curve.formula, arb(v), piece, DIGITS)) for v in (low, high)]
-    inputs = (ends[0] + (ends[1] - ends[0]) * arb(k + 1) / (count + 1) for k in range(count))
-    outputs = sorted({_single(float(curve.at(middle(v))[0])) for v in inputs})
-    g = [float(curve.at(middle(enclosure.inverse(curve.formula, arb(v), piece, DIGITS)))[1]) for v in outputs]
+    inputs = [middle(ends[0] + (ends[1] - ends[0]) * arb(k + 1) / (count + 1)) for k in range(count)]
+    samples = {_single(float(curve.at(x)[0])): x for x in inputs}
+    outputs = sorted(samples)
+    g = [float(curve.at(curve.x_near(y, samples[y]))[1]) for y in outputs]
     return torch.tensor(outputs, dtype=torch.float32), torch.tensor(g, dtype=torch.float64)
 
 
 def _polished(curve: Curve, decoder: Decoder, name: str, samples: list[tuple[Tensor, Tensor, bool]]) -> Decoder:
     """The decoder with one segment's coefficients moved by single ulps while its error *as evaluated* shrinks."""
-    y, g = (torch.cat([s[i] for s in samples]) for i in (0, 1))
+    y, g = torch.cat([s[0] for s in samples]), torch.cat([s[1] for s in samples])
     side = torch.cat([torch.full(s[0].shape, s[2]) for s in samples])
     zero = torch.zeros(1)
     slope = torch.tensor([_single(float(curve.at(arb(0))[1]))])
@@ -205,106 +171,11 @@ def _polished(curve: Curve, decoder: Decoder, name: str, samples: list[tuple[Ten
     for ulps in (8, 4, 2, 1, 4, 2, 1):
         for index in range(sum(DEGREES) + 1):
             for step in (ulps, -ulps):
-                candidate = replace(decoder, **{name: moved(getattr(decoder, name), index, step)})
+                change: dict[str, Any] = {name: moved(getattr(decoder, name), index, step)}
+                candidate = replace(decoder, **change)
                 if (measured := error(candidate)) < best:
                     decoder, best = candidate, measured
     return decoder
-
-
-def _ratio(segment: Segment, u: arb_series) -> arb_series:
-    z = u - segment.centre
-    numerator, denominator = arb_series([0]), arb_series([0])
-    for value in reversed(segment.numerator):
-        numerator = numerator * z + value
-    for value in reversed((1.0, *segment.denominator)):
-        denominator = denominator * z + value
-    return numerator / denominator
-
-
-def _beyond(curve: Curve, limit: int, start: float) -> float:
-    """An upper bound of |limit - f'| from `start` outwards to the end of float64, binade by binade."""
-    bound, x = 0.0, start
-    while abs(x) < 2.0**1023:
-        box = arb(x).union(arb(2 * x))
-        bound = max(bound, float(abs(enclosure.derivative(curve.formula, box, DIGITS) - limit).upper()))
-        x *= 2
-    return bound
-
-
-def _certified(curve: Curve, decoder: Decoder) -> Decoder:
-    """The decoder with the certified sup-norm of each segment; segments overlap by 2^-20, so rounding may choose either."""
-    formula, slack = curve.formula, 2.0**-20
-    y = float(decoder.turning_y)
-    split = float(np.sqrt(decoder.tail_y - y))
-    x = {
-        t: float(curve.x_of(t))
-        for t in (-split - slack, -split + slack, decoder.head_t - slack, decoder.head_t + slack, decoder.end_t)
-    }
-    x_tail_from, x_tail_to, x_head_from, x_head_to, x_end = x.values()
-    far = float(enclosure.inverse(formula, arb(-FAR), 0, DIGITS))
-
-    def slope(v: arb_series) -> arb_series:
-        return formula.evaluate(v, ARB, order=1)
-
-    def root(v: arb_series) -> arb_series:
-        return enclosure.signed_root(formula, 0, v)
-
-    def turn(v: arb_series) -> arb_series:
-        t = root(v)
-        return t * _ratio(decoder.turn, t) - slope(v)
-
-    def head(v: arb_series) -> arb_series:
-        t = root(v)
-        return 1 + (decoder.end_t - t) * _ratio(decoder.head, t) - slope(v)
-
-    def tail(v: arb_series) -> arb_series:
-        f = formula.evaluate(v, ARB)
-        return f * _ratio(decoder.tail, (-f).sqrt()) - slope(v)
-
-    def norm(error: Callable[[arb_series], arb_series], a: float, b: float) -> float:
-        return enclosure.sup_norm(error, np.nextafter(a, -np.inf), np.nextafter(b, np.inf))[1]
-
-    saturated = max(norm(lambda v: 1 - slope(v), x_end, 4 * x_end), _beyond(curve, 1, 4 * x_end))
-    if not saturated <= 2 * SATURATED:
-        raise ProofError(f"{formula.name}: |1 - f'| reaches {saturated:.3g} beyond t = {decoder.end_t}")
-    vanished = _beyond(curve, 0, far) + FAR * _factor_bound(decoder.tail)
-    return replace(
-        decoder,
-        turn=replace(decoder.turn, bound=norm(turn, x_tail_from, x_head_to)),
-        head=replace(decoder.head, bound=max(norm(head, x_head_from, x_end), saturated)),
-        tail=replace(decoder.tail, bound=max(norm(tail, far, x_tail_to), vanished)),
-    )
-
-
-def _factor_bound(tail: Segment) -> float:
-    """An upper bound of the tail's P/Q for outputs between -FAR and 0."""
-    u = arb(0).union(arb(FAR).sqrt())
-    ball = _ratio(tail, arb_series([u], prec=1))
-    return float(abs(coefficients(ball)[0]).upper())
-
-
-def _with_series(curve: Curve, decoder: Decoder) -> Decoder:
-    """The decoder with the Taylor polynomial of g in t at the turning point, certified on its radius."""
-    formula, (x, _) = curve.formula, curve.turning
-    with precision(4 * BITS, SERIES_TERMS + 4):
-        f = coefficients(formula.evaluate(variable(x, SERIES_TERMS + 3), ARB))
-        q = arb_series(f[2:], prec=SERIES_TERMS + 1)
-        t = arb_series([0, 1], prec=SERIES_TERMS + 1) * q.sqrt()
-        slope = arb_series([0, *(k * c for k, c in enumerate(f[2:], start=2))], prec=SERIES_TERMS + 1)
-        g = slope(t.reversion())
-        series = tuple(float(c) for c in coefficients(g)[:SERIES_TERMS])
-    radius = float(np.sqrt(-float(decoder.turning_y))) * SERIES_SHARE
-    ends = [float(curve.x_of(side * radius)) for side in (-1, 1)]
-
-    def error(v: arb_series) -> arb_series:
-        t = enclosure.signed_root(formula, 0, v)
-        value = arb_series([0])
-        for c in reversed(series):
-            value = value * t + c
-        return value - formula.evaluate(v, ARB, order=1)
-
-    bound = enclosure.sup_norm(error, *ends)[1]
-    return replace(decoder, series=series, series_radius=radius, series_bound=bound)
 
 
 def _with_clamps(curve: Curve, decoder: Decoder) -> Decoder:
@@ -331,7 +202,7 @@ def fit(name: str) -> Decoder:
         }
         for segment, points in samples.items():
             decoder = _polished(curve, decoder, segment, points)
-        return _with_clamps(curve, _with_series(curve, _certified(curve, decoder)))
+        return _with_clamps(curve, with_series(curve, certified(curve, decoder)))
 
 
 def main(names: list[str]) -> None:

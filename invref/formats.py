@@ -84,10 +84,7 @@ class Format:
 
     def ulp(self, value: float) -> float:
         """Unit in the last place at `value`: spacing of the binade that holds it (subnormals share the lowest)."""
-        if value == 0:
-            exponent = self.emin
-        else:
-            exponent = max(int(np.frexp(abs(value))[1]) - 1, self.emin)
+        exponent = self.emin if value == 0 else max(int(np.frexp(abs(value))[1]) - 1, self.emin)
         return float(np.ldexp(1.0, exponent - self.precision + 1))
 
 

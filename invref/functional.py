@@ -3,8 +3,8 @@
 Forward is the framework's own, bit for bit. For backward only the very tensor returned is kept, whose storage the next
 layer keeps anyway, and one packed bit per element; the gradient is decoded from them. Must not know formulas.
 
-At x = +inf, -inf and NaN the gradient is NaN, as that of torch's own layers is. Differentiating twice raises torch's
-error for once-differentiable functions.
+At x = +inf, -inf and NaN the gradient is NaN, as that of torch's own layers is.
+Differentiating twice raises TwiceError.
 """
 
 from __future__ import annotations
@@ -14,10 +14,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from invref.decoders import Decoder, load
-from invref.errors import FormulaError, InputError
+from invref.errors import FormulaError, InputError, TwiceError
 from invref.formats import BY_DTYPE, FORMATS
 from invref.kernels import dispatch
 
@@ -41,18 +40,30 @@ class _Inverted(torch.autograd.Function):
         return y
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         y, packed = ctx.saved_tensors
-        flat = dispatch.backward(ctx.decoder, _flat(dy, ctx.order), _flat(y, ctx.order), packed)
-        ordered = flat.view([y.shape[axis] for axis in ctx.order])
-        inverse = sorted(range(y.dim()), key=ctx.order.__getitem__)
-        return ordered.permute(inverse), None, None, None
+        dx: Tensor = _Decode.apply(dy, y, packed, ctx.decoder, ctx.order)  # type: ignore[no-untyped-call]
+        return dx, None, None, None
+
+
+class _Decode(torch.autograd.Function):
+    """dx = dy * g(y, s). A node of its own, so that differentiating it again is an error and never a missing term."""
+
+    @staticmethod
+    def forward(ctx: Any, dy: Tensor, y: Tensor, packed: Tensor, decoder: Decoder, order: list[int]) -> Tensor:
+        flat = dispatch.backward(decoder, _flat(dy, order), _flat(y, order), packed)
+        inverse = sorted(range(y.dim()), key=order.__getitem__)
+        return flat.view([y.shape[axis] for axis in order]).permute(inverse)
+
+    @staticmethod
+    def backward(ctx: Any, *_: Tensor) -> None:
+        raise TwiceError("second derivatives are not decoded: use torch's own layer where you need them")
 
 
 def _memory_order(x: Tensor) -> list[int]:
     """The axes from the slowest to the fastest in memory: in this order a dense tensor is contiguous."""
-    return sorted(range(x.dim()), key=lambda axis: -x.stride(axis))
+    strides = x.stride()
+    return sorted(range(x.dim()), key=lambda axis: -strides[axis])
 
 
 def _flat(x: Tensor, order: list[int]) -> Tensor:
@@ -66,7 +77,7 @@ def _apply(name: str, x: Tensor, forward: Callable[[Tensor], Tensor], inplace: b
         raise InputError(f"{name} takes {', '.join(FORMATS)}, not {x.dtype}: convert with x.float() first")
     if not (torch.is_grad_enabled() and x.requires_grad):
         return forward(x)
-    y: Tensor = _Inverted.apply(x, load(name), forward, inplace)
+    y: Tensor = _Inverted.apply(x, load(name), forward, inplace)  # type: ignore[no-untyped-call]
     return y
 
 

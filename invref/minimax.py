@@ -58,22 +58,15 @@ def rational(z: list[Any], target: list[Any], weight: list[Any], degrees: tuple[
     q_values = [arb(1)] * len(z)
     best: Rational | None = None
     for _ in range(ROUNDS):
-        scales = [
-            middle(w * w * arb(e) / (q * q)) for w, e, q in zip(weight, emphasis.tolist(), q_values, strict=True)
-        ]
+        scales = [middle(w * w * arb(e) / (q * q)) for w, e, q in zip(weight, emphasis.tolist(), q_values, strict=True)]
         scaled = arb_mat([[middle(s * entry) for entry in row] for s, row in zip(scales, rows, strict=True)])
         normal = _midpoints(system.transpose() * scaled)
         solution = normal.solve(_midpoints(scaled.transpose() * right))
         c = [middle(solution[i, 0]) for i in range(size)]
         p_values = (system * arb_mat([[v] for v in c[: top + 1]] + [[arb(0)]] * bottom)).entries()
-        q_values = [
-            middle(1 + sum((c[top + k] * row[k] for k in range(1, bottom + 1)), arb(0))) for row in powers
-        ]
+        q_values = [middle(1 + sum((c[top + k] * row[k] for k in range(1, bottom + 1)), arb(0))) for row in powers]
         errors = np.array(
-            [
-                abs(float((w * (p / q - h)).mid()))
-                for w, p, q, h in zip(weight, p_values, q_values, target, strict=True)
-            ]
+            [abs(float((w * (p / q - h)).mid())) for w, p, q, h in zip(weight, p_values, q_values, target, strict=True)]
         )
         worst = float(errors.max())
         if all(q > 0 for q in q_values) and (best is None or worst < best.error):

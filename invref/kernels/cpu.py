@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, wait
 from functools import cache
+from itertools import pairwise
 from typing import Any
 
 import numba
@@ -33,10 +34,10 @@ def _pack(x: Any, threshold: Any, packed: Any, first: int, stop: int) -> None:
             for k in range(BITS):
                 lane = x[start + k * LANES : start + k * LANES + LANES]
                 for j in range(LANES):
-                    row[j] |= np.uint8(lane[j] > threshold) << np.uint8(k)
+                    row[j] |= np.uint8((lane[j] > threshold) & (lane[j] < np.inf)) << np.uint8(k)
         else:
             for i in range(x.size - start):
-                row[i % LANES] |= np.uint8(x[start + i] > threshold) << np.uint8(i // LANES)
+                row[i % LANES] |= np.uint8((x[start + i] > threshold) & (x[start + i] < np.inf)) << np.uint8(i // LANES)
 
 
 @numba.njit(nogil=True, error_model="numpy", inline="always")  # type: ignore[untyped-decorator]
@@ -47,7 +48,7 @@ def _pick(c: Any, k: int, tail: Any, head: Any) -> Any:
 @numba.njit(nogil=True, error_model="numpy", inline="always")  # type: ignore[untyped-decorator]
 def _derivative(y: Any, right: Any, s: Any, c: Any) -> Any:
     # Line by line the algorithm of naive.derivative, for one element; s: the scalars, c: the three segments in a row.
-    one, zero = np.float32(1.0), np.float32(0.0)
+    one = np.float32(1.0)
     d = (y - s[0]) - s[1]
     d = s[3] if d < s[2] else d
     tail = (not right) & (y > s[4])
@@ -69,7 +70,7 @@ def _derivative(y: Any, right: Any, s: Any, c: Any) -> Any:
     q = q * z + _pick(c, 9, tail, head)
     q = q * z + _pick(c, 8, tail, head)
     q = q * z + one
-    return ((one if head else zero) + m * (p / q)) + zero * y
+    return (one if head else np.float32(0.0)) + m * (p / q)
 
 
 @numba.njit(nogil=True, error_model="numpy", cache=True)  # type: ignore[untyped-decorator]
@@ -103,7 +104,7 @@ def _in_runs(kernel: Callable[[int, int], None], n: int) -> None:
         kernel(0, blocks)
         return
     cuts = [blocks * i // threads for i in range(threads + 1)]
-    futures = [_pool(threads).submit(kernel, a, b) for a, b in zip(cuts[1:-1], cuts[2:], strict=True)]
+    futures = [_pool(threads).submit(kernel, a, b) for a, b in pairwise(cuts[1:])]
     kernel(cuts[0], cuts[1])
     wait(futures)
     for future in futures:

@@ -1,6 +1,6 @@
 """Which kernel serves a tensor: Newton for float64, the compiled one for float32 on the CPU, the naive one elsewhere.
 
-Takes and returns flat tensors; all choices give the same result, so this is the only place that knows there are several.
+Takes and returns flat tensors; this is the only place that knows there are several kernels.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ def _compiled(x: Tensor) -> bool:
 def pack(decoder: Decoder, x: Tensor) -> Tensor:
     """Packed side bits of the flat inputs x."""
     if _compiled(x):
-        from invref.kernels import cpu  # noqa: PLC0415  (numba loads only where it serves)
+        from invref.kernels import cpu
 
         return cpu.pack(decoder, x)
     if x.dtype == float64:
-        from invref.kernels import newton  # noqa: PLC0415
+        from invref.kernels import newton
 
         return sidebits.pack(newton.side_of(decoder, x))
     return sidebits.pack(naive.side_of(decoder, x))
@@ -32,12 +32,12 @@ def pack(decoder: Decoder, x: Tensor) -> Tensor:
 def backward(decoder: Decoder, dy: Tensor, y: Tensor, packed: Tensor) -> Tensor:
     """dy * g(y, s) for flat tensors dy and y of one dtype and the bytes that `pack` gave."""
     if _compiled(y):
-        from invref.kernels import cpu  # noqa: PLC0415
+        from invref.kernels import cpu
 
         return cpu.backward(decoder, dy, y, packed)
     side = sidebits.unpack(packed, y.numel())
     if y.dtype == float64:
-        from invref.kernels import newton  # noqa: PLC0415
+        from invref.kernels import newton
 
         return newton.backward(decoder, dy, y, side)
     return naive.backward(decoder, dy, y, side, BY_DTYPE[y.dtype].name)

@@ -16,15 +16,19 @@ TAIL, TURN, HEAD = 0, 1, 2
 
 
 def side_of(decoder: Decoder, x: Tensor) -> Tensor:
-    """Side bits of the inputs x (float32 or narrower, any shape): True on the right piece, False on the left and for NaN."""
-    return x.float() > float(decoder.threshold(np.float32))
+    """Side bits of the inputs x (float32 or narrower, any shape): True on the right piece, False on the left.
+
+    NaN and +inf count as left, too: y may overflow to +inf for finite x, which still decodes to 1, while at x = +inf
+    the gradient is NaN, as that of torch's layers is.
+    """
+    return (x.float() > float(decoder.threshold(np.float32))) & (x < float("inf"))
 
 
 def derivative(decoder: Decoder, y: Tensor, side: Tensor, fmt: str) -> Tensor:
     """g(y, s) in float32, shape of y.
 
     y: float32 outputs (those of narrower formats widened), side: bool, same shape; fmt: name of the format in which y
-    was stored, which selects the clamp. y = NaN or +inf gives NaN, as the derivative of torch's layers does there.
+    was stored, which selects the clamp. NaN comes out only for y = NaN, and for +inf on the left.
     """
     clamp = decoder.clamps[fmt]
     high, low = decoder.turning_value(np.float32)
@@ -48,7 +52,7 @@ def derivative(decoder: Decoder, y: Tensor, side: Tensor, fmt: str) -> Tensor:
     z = u - _select([s.centre for s in segments], segment)
     numerator = _horner([s.numerator for s in segments], segment, z)
     denominator = _horner([(1.0, *s.denominator) for s in segments], segment, z)
-    return (c + m * (numerator / denominator)) + 0.0 * y  # the last term is NaN where y is infinite, else nothing
+    return c + m * (numerator / denominator)
 
 
 def _select(values: list[float], segment: Tensor) -> Tensor:

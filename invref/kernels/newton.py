@@ -21,11 +21,13 @@ STEPS = 6
 """Newton steps: the bracket leaves a relative error of 1e-2, which squares at each step; the rest is reserve."""
 RATIO = 1.02
 """Ratio of neighbouring distances |x - x*| in the grid of brackets."""
+FARTHEST = 2.0**64
+"""The last distance in the grid: f' has reached its limits long before, and powers of x do not overflow yet."""
 
 
 def side_of(decoder: Decoder, x: Tensor) -> Tensor:
-    """Side bits of float64 inputs: True on the right piece, False on the left and for NaN."""
-    return x > float(decoder.threshold(np.float64))
+    """Side bits of float64 inputs: True on the right piece, False on the left, for NaN and for +inf (see `naive`)."""
+    return (x > float(decoder.threshold(np.float64))) & (x < float("inf"))
 
 
 def derivative(decoder: Decoder, y: Tensor, side: Tensor) -> Tensor:
@@ -41,7 +43,7 @@ def derivative(decoder: Decoder, y: Tensor, side: Tensor) -> Tensor:
     for right in (False, True):
         rest = ~near & (side == right)
         g[rest] = _solved(decoder, y[rest], right)
-    return g + 0.0 * y
+    return torch.where(~side & ~(y <= 0), torch.nan, g)
 
 
 def backward(decoder: Decoder, dy: Tensor, y: Tensor, side: Tensor) -> Tensor:
@@ -75,18 +77,13 @@ def _solved(decoder: Decoder, y: Tensor, right: bool) -> Tensor:
 def _grid(decoder: Decoder, right: bool) -> tuple[Tensor, Tensor]:
     """Knots x on one piece and their values y, sorted by y; the values are made monotone where rounding broke it."""
     turning = float(decoder.turning_x)
-    largest = np.finfo(np.float64).max
     first = decoder.series_radius / 16
-    count = int(np.log(largest / 2 / first) / np.log(RATIO))
-    distance = torch.tensor(first * RATIO ** np.arange(count), dtype=torch.float64)
-    x = torch.cat([turning + distance if right else turning - distance])
+    count = int(np.log(FARTHEST / first) / np.log(RATIO))
+    distance = torch.tensor(np.geomspace(first, FARTHEST, count), dtype=torch.float64)
+    x = turning + distance if right else turning - distance
     y = formulas.get(decoder.activation).evaluate(x, TORCH)
-    if right:
-        x = torch.cat([x, torch.tensor([largest], dtype=torch.float64)])
-        y = torch.cat([y, torch.tensor([largest], dtype=torch.float64)])
-    keep = torch.isfinite(y) if right else torch.isfinite(y) & (y != 0)
-    x, y = x[keep], y[keep]
     if not right:
+        x, y = x[y != 0], y[y != 0]
         # One knot past the last non-zero value: the smallest outputs have their bracket too.
         x = torch.cat([x, x[-1:] * RATIO * RATIO])
         y = torch.cat([y, torch.zeros(1, dtype=torch.float64)])

@@ -1,0 +1,259 @@
+"""The layers as users meet them: forward, what is kept, strides, limits, and autograd's rules."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+import subprocess
+import sys
+from itertools import product
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.nn import functional as native
+
+import invref
+from invref import functional
+from invref.decoders import load
+from invref.errors import FormulaError, InputError, TwiceError
+from invref.formats import BY_DTYPE, FORMATS
+from invref.kernels import naive, newton
+
+LAYERS = {
+    "gelu": (functional.gelu, native.gelu),
+    "gelu_tanh": (
+        lambda x: functional.gelu(x, approximate="tanh"),
+        lambda x: native.gelu(x, approximate="tanh"),
+    ),
+    "silu": (functional.silu, native.silu),
+}
+DTYPES = [fmt.dtype for fmt in FORMATS.values()]
+names = pytest.mark.parametrize("name", LAYERS)
+dtypes = pytest.mark.parametrize("dtype", DTYPES, ids=list(FORMATS))
+
+
+def bits(x: torch.Tensor) -> torch.Tensor:
+    return x.contiguous().view(BY_DTYPE[x.dtype].integer)
+
+
+def expected_gradient(name: str, x: torch.Tensor, y: torch.Tensor, dy: torch.Tensor) -> torch.Tensor:
+    """The readable decoder on the very y that the layer returned: vector code and scalar tail may round y differently.
+
+    Decoded in y's memory order: in float64 torch's exp and erf, too, depend on an element's position.
+    """
+    decoder = load(name)
+
+    def flat(t: torch.Tensor) -> torch.Tensor:
+        return torch.empty_like(y).copy_(t).as_strided((y.numel(),), (1,))
+
+    if x.dtype == torch.float64:
+        dx = newton.backward(decoder, flat(dy), flat(y), newton.side_of(decoder, flat(x)))
+    else:
+        dx = naive.backward(decoder, flat(dy), flat(y), naive.side_of(decoder, flat(x)), BY_DTYPE[x.dtype].name)
+    return dx.as_strided(y.shape, y.stride())
+
+
+def run(name: str, x: torch.Tensor, dy: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    x = x.detach().requires_grad_()
+    y = LAYERS[name][0](x)
+    (dx,) = torch.autograd.grad(y, x, dy)
+    return y.detach(), dx
+
+
+@st.composite
+def strided(draw: st.DrawFn) -> tuple[str, torch.Tensor]:
+    """An activation and a tensor of any dtype, shape, permutation, step and offset; zero dimensions included."""
+    name, dtype = draw(st.sampled_from(list(LAYERS))), draw(st.sampled_from(DTYPES))
+    shape = draw(st.lists(st.integers(0, 9), max_size=4))
+    steps = [draw(st.integers(1, 3)) for _ in shape]
+    order = draw(st.permutations(range(len(shape))))
+    offset = draw(st.integers(0, 3))
+    padded = [n * step + offset for n, step in zip(shape, steps, strict=True)]
+    generator = torch.Generator().manual_seed(draw(st.integers(0, 2**32)))
+    x = (3 * torch.randn(padded, generator=generator, dtype=torch.float64)).to(dtype)
+    for axis, (n, step) in enumerate(zip(shape, steps, strict=True)):
+        x = x.narrow(axis, offset, n * step)
+        x = x[(slice(None),) * axis + (slice(None, None, step),)]
+    return name, x.permute(order)
+
+
+@given(strided())
+@settings(deadline=None, max_examples=200)
+def test_any_shape_and_stride_gives_torchs_forward_and_the_readable_decoders_gradient(
+    case: tuple[str, torch.Tensor],
+) -> None:
+    name, x = case
+    y_native = LAYERS[name][1](x)
+    dy = torch.linspace(-1, 1, x.numel(), dtype=torch.float64).to(x.dtype).view(x.shape)
+    y, dx = run(name, x, dy)
+    assert torch.equal(bits(y), bits(y_native))
+    assert y.stride() == y_native.stride()
+    expected = expected_gradient(name, x, y, dy)
+    assert torch.equal(bits(dx), bits(expected))
+
+
+@names
+@dtypes
+def test_channels_last_is_preserved_in_output_and_gradient(name: str, dtype: torch.dtype) -> None:
+    x = torch.randn(2, 3, 5, 7).to(dtype).to(memory_format=torch.channels_last)
+    y, dx = run(name, x, torch.ones(2, 3, 5, 7, dtype=dtype))
+    assert y.is_contiguous(memory_format=torch.channels_last)
+    assert dx.is_contiguous(memory_format=torch.channels_last)
+    assert torch.equal(bits(dx), bits(expected_gradient(name, x, y, torch.ones_like(x))))
+
+
+@names
+@dtypes
+@pytest.mark.parametrize("n", [0, 1, 511, 512, 513, 100_000])
+def test_only_the_returned_tensor_and_one_bit_per_element_are_kept(name: str, dtype: torch.dtype, n: int) -> None:
+    saved: list[torch.Tensor] = []
+    x = torch.randn(n).to(dtype).requires_grad_()
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t) or t, lambda t: t):
+        y = LAYERS[name][0](x)
+    storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in saved if t.numel()}
+    kept = storages.pop(y.untyped_storage().data_ptr(), 0)
+    assert kept == n * dtype.itemsize
+    # 64 bytes of grace for the last, partly filled block of side bits.
+    assert sum(storages.values()) <= -(-n // 8) + 64
+
+
+@names
+def test_the_next_linear_layer_shares_the_kept_storage(name: str) -> None:
+    saved: list[torch.Tensor] = []
+    x = torch.randn(64, 64, requires_grad=True)
+    weight = torch.randn(64, 64, requires_grad=True)
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t) or t, lambda t: t):
+        y = LAYERS[name][0](x)
+        native.linear(y, weight)
+    storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in saved}
+    # One boundary tensor, the weight, and the bits of 4,096 elements.
+    assert sum(storages.values()) == 2 * 64 * 64 * 4 + 64 * 64 // 8
+
+
+@names
+def test_nothing_is_kept_when_no_gradient_is_wanted(name: str) -> None:
+    layer = LAYERS[name][0]
+    assert layer(torch.randn(5)).grad_fn is None
+    with torch.no_grad():
+        assert layer(torch.randn(5, requires_grad=True)).grad_fn is None
+
+
+@names
+@dtypes
+def test_scalars_and_empty_tensors_pass(name: str, dtype: torch.dtype) -> None:
+    for shape in ((), (0,), (3, 0, 2), (1, 1)):
+        x = torch.full(shape, -0.5, dtype=dtype)
+        y, dx = run(name, x, torch.ones_like(x))
+        assert y.shape == dx.shape == torch.Size(shape)
+        assert torch.equal(bits(dx), bits(expected_gradient(name, x, y, torch.ones_like(x))))
+
+
+@names
+def test_backward_twice_with_retain_graph_gives_the_same_gradient(name: str) -> None:
+    x = torch.randn(1000, requires_grad=True)
+    y = LAYERS[name][0](x)
+    first, second = (torch.autograd.grad(y.sum(), x, retain_graph=True)[0] for _ in range(2))
+    assert torch.equal(first, second)
+
+
+@names
+def test_changing_the_output_in_place_before_backward_is_autograds_own_error(name: str) -> None:
+    x = torch.randn(10, requires_grad=True)
+    y = LAYERS[name][0](x)
+    y.mul_(2)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        y.sum().backward()
+
+
+@names
+def test_differentiating_twice_is_a_loud_error(name: str) -> None:
+    x = torch.randn(10, requires_grad=True)
+    (dx,) = torch.autograd.grad(LAYERS[name][0](x).sum(), x, create_graph=True)
+    with pytest.raises(TwiceError, match="use torch's own layer"):
+        dx.sum().backward()
+
+
+@names
+@pytest.mark.parametrize("dtype", [torch.int64, torch.bool, torch.complex64, torch.float8_e4m3fn])
+def test_a_dtype_that_is_not_taken_is_one_line_that_names_the_remedy(name: str, dtype: torch.dtype) -> None:
+    with pytest.raises(InputError, match=rf"not {dtype}: convert with x.float\(\) first") as caught:
+        LAYERS[name][0](torch.zeros(3, dtype=dtype))
+    assert "\n" not in str(caught.value)
+
+
+def test_arguments_that_are_not_tensors_or_unknown_forms_are_refused() -> None:
+    with pytest.raises(InputError, match=r"torch\.tensor"):
+        functional.gelu([1.0])  # type: ignore[arg-type]
+    with pytest.raises(FormulaError, match="'none' or 'tanh'"):
+        functional.gelu(torch.zeros(1), approximate="erf")
+
+
+@names
+def test_gradcheck_passes_in_float64_away_from_the_turning_point(name: str) -> None:
+    turning = float(load(name).turning_x)
+    distance = torch.tensor([1e-3, 1e-2, 0.1, 0.5, 1.0, 3.0, 8.0], dtype=torch.float64)
+    x = torch.cat([turning - distance, turning + distance]).requires_grad_()
+    assert torch.autograd.gradcheck(LAYERS[name][0], (x,))
+
+
+@names
+@dtypes
+def test_infinities_and_nan_give_what_torchs_layer_gives(name: str, dtype: torch.dtype) -> None:
+    ours, theirs = LAYERS[name]
+    for value, n in product((float("inf"), float("-inf"), float("nan")), (1, 64)):
+        outcome = []
+        for layer in (ours, theirs):
+            x = torch.full((n,), value, dtype=dtype, requires_grad=True)
+            y = layer(x)
+            outcome.append((y.detach(), torch.autograd.grad(y.sum(), x)[0]))
+        for mine, torchs in zip(*outcome, strict=True):
+            assert torch.equal(mine.isnan(), torchs.isnan())
+            assert torch.equal(mine.nan_to_num(), torchs.nan_to_num())
+
+
+@names
+@dtypes
+def test_limits_are_exact(name: str, dtype: torch.dtype) -> None:
+    largest = torch.finfo(dtype).max
+    far = min(1e20, largest)
+    x = torch.tensor([far, largest, -far, -largest, 0.0, -0.0], dtype=dtype)
+    _, dx = run(name, x, torch.ones_like(x))
+    assert dx.tolist() == [1.0, 1.0, 0.0, 0.0, 0.5, 0.5]
+
+
+def test_modules_are_torchs_modules_with_the_same_arguments_and_state() -> None:
+    for ours, theirs in (
+        (invref.GELU(), torch.nn.GELU()),
+        (invref.GELU(approximate="tanh"), torch.nn.GELU(approximate="tanh")),
+        (invref.SiLU(), torch.nn.SiLU()),
+        (invref.SiLU(inplace=True), torch.nn.SiLU(inplace=True)),
+    ):
+        assert isinstance(ours, type(theirs))
+        assert repr(ours) == repr(theirs)
+        assert ours.state_dict() == theirs.state_dict()
+        x = torch.randn(100)
+        expected = theirs(x.clone())
+        for module in (ours, copy.deepcopy(ours), pickle.loads(pickle.dumps(ours))):
+            assert torch.equal(module(x.clone()), expected)
+
+
+def test_silu_in_place_overwrites_its_input_and_decodes_the_same_gradient() -> None:
+    x = torch.randn(7, 5)
+    leaf = x.clone().requires_grad_()
+    buffer = leaf * 1.0
+    y = functional.silu(buffer, inplace=True)
+    assert y.data_ptr() == buffer.data_ptr()
+    (dx,) = torch.autograd.grad(y.sum(), leaf)
+    assert torch.equal(dx, run("silu", x, torch.ones_like(x))[1])
+
+
+def test_importing_the_layers_does_not_import_the_heavy_libraries() -> None:
+    heavy = ["numba", "sympy", "mpmath", "flint", "matplotlib", "rich", "scipy"]
+    code = (
+        "import sys, torch; before = set(sys.modules); import invref; "
+        f"print(sorted((set(sys.modules) - before) & set({heavy!r})))"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert run.stdout.strip() == "[]"
