@@ -35,6 +35,8 @@ DEGREES = (6, 4)
 TAIL_SHARES = (0.4, 0.45, 0.5, 0.55, 0.6, 0.65)
 HEAD_SHARES = (0.36, 0.4, 0.44, 0.48, 0.52, 0.56, 0.6)
 """Where the segments may meet, as shares of the largest |t| on the left and of end_t."""
+MOVES = (-16, -8, -4, -2, -1, 1, 2, 4, 8, 16)
+"""Ulps by which polishing moves a coefficient."""
 LAYERS: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu": torch.nn.functional.gelu,
     "gelu_tanh": lambda x: torch.nn.functional.gelu(x, approximate="tanh"),
@@ -56,18 +58,25 @@ class _Points:
     g: list[arb]
 
     def fit(self) -> tuple[Segment, float]:
-        """The minimax segment with float32 coefficients, and the error before they were rounded."""
+        """The minimax segment with float32 coefficients, and the error before they were rounded.
+
+        The numerator is fitted once more to the rounded denominator, which takes up most of that rounding.
+        """
         centre = _single(float((self.u[0] + self.u[-1]) / 2))
         keep = [i for i, m in enumerate(self.m) if abs(m) > 0]
-        best = rational(
-            [middle(self.u[i] - centre) for i in keep],
-            [middle((self.g[i] - self.c) / self.m[i]) for i in keep],
-            [abs(self.m[i]) for i in keep],
-            DEGREES,
+        z = [middle(self.u[i] - centre) for i in keep]
+        target = [middle((self.g[i] - self.c) / self.m[i]) for i in keep]
+        weight = [abs(self.m[i]) for i in keep]
+        best = rational(z, target, weight, DEGREES)
+        denominator = tuple(_single(float(v)) for v in best.denominator[1:])
+        q = [middle(1 + sum((v**k * c for k, c in enumerate(denominator, start=1)), arb(0))) for v in z]
+        again = rational(
+            z,
+            [middle(h * value) for h, value in zip(target, q, strict=True)],
+            [middle(w / value) for w, value in zip(weight, q, strict=True)],
+            (DEGREES[0], 0),
         )
-        numerator, denominator = (
-            tuple(_single(float(v)) for v in side) for side in (best.numerator, best.denominator[1:])
-        )
+        numerator = tuple(_single(float(v)) for v in again.numerator)
         return Segment(centre, numerator, denominator, bound=float("nan")), best.error
 
 
@@ -160,22 +169,23 @@ def _polished(curve: Curve, decoder: Decoder, name: str, samples: list[tuple[Ten
         worst = (naive.derivative(candidate, y, side, "float32").double() - g).abs().max()
         return not exact, float(worst)
 
-    def moved(segment: Segment, index: int, ulps: int) -> Segment:
+    def moved(index: int, ulps: int) -> Decoder:
+        segment: Segment = getattr(decoder, name)
         numbers = np.array([*segment.numerator, *segment.denominator], dtype=np.float32)
         numbers.view(np.int32)[index] += ulps
-        values = [float(v) for v in numbers]
-        cut = len(segment.numerator)
-        return replace(segment, numerator=tuple(values[:cut]), denominator=tuple(values[cut:]))
+        values, cut = [float(v) for v in numbers], len(segment.numerator)
+        change: dict[str, Any] = {
+            name: replace(segment, numerator=tuple(values[:cut]), denominator=tuple(values[cut:]))
+        }
+        return replace(decoder, **change)
 
     best = error(decoder)
-    for ulps in (8, 4, 2, 1, 4, 2, 1):
-        for index in range(sum(DEGREES) + 1):
-            for step in (ulps, -ulps):
-                change: dict[str, Any] = {name: moved(getattr(decoder, name), index, step)}
-                candidate = replace(decoder, **change)
-                if (measured := error(candidate)) < best:
-                    decoder, best = candidate, measured
-    return decoder
+    while True:
+        candidates = [moved(index, ulps) for index in range(sum(DEGREES) + 1) for ulps in MOVES]
+        measured, _, candidate = min((error(c), k, c) for k, c in enumerate(candidates))
+        if measured >= best:
+            return decoder
+        decoder, best = candidate, measured
 
 
 def _with_clamps(curve: Curve, decoder: Decoder) -> Decoder:
@@ -205,9 +215,9 @@ def fit(name: str) -> Decoder:
         return _with_clamps(curve, with_series(curve, certified(curve, decoder)))
 
 
-def main(names: list[str]) -> None:
-    """Write the tables of these activations (default: all) into the package."""
-    folder = Path(str(resources.files("invref") / "tables"))
+def main(names: list[str], folder: Path | None = None) -> None:
+    """Write the tables of these activations (default: all) into the folder (default: the package's)."""
+    folder = folder or Path(str(resources.files("invref") / "tables"))
     for name in names or list(LAYERS):
         decoder = fit(name)
         (folder / f"{name}.json").write_text(to_json(decoder, f"python -m invref.fit {name}"))

@@ -1,0 +1,66 @@
+"""Fitting: minimax, clamps, and tables that regenerate byte for byte."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+from importlib import resources
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from flint import arb
+
+from invref import calibrate, fit
+from invref.formats import FORMATS
+from invref.minimax import rational
+
+
+def test_minimax_finds_the_known_best_constant_and_line() -> None:
+    # The best line to x² on [0, 1] is x - 1/8 with error 1/8, reached at 0, 1/2 and 1 (Chebyshev).
+    points = [arb(k) / 64 for k in range(65)]
+    best = rational(points, [x * x for x in points], [arb(1)] * 65, (1, 0))
+    # Reweighting converges to the best line from above; 40 rounds leave less than a hundredth of the error.
+    assert 0.125 - 1e-9 <= best.error <= 0.125 * 1.01
+
+
+def test_minimax_recovers_a_rational_function_exactly() -> None:
+    points = [arb(k) / 64 for k in range(-64, 65)]
+    target = [(1 + 2 * x) / (1 + x * x / 4) for x in points]
+    best = rational([arb(x.mid()) for x in points], [arb(t.mid()) for t in target], [arb(1)] * 129, (1, 2))
+    # The targets are rounded to the 53 bits of Arb's default precision; nothing else is lost.
+    assert best.error <= 8 * 2.0**-53
+    assert [float(v) for v in (*best.numerator, *best.denominator)] == pytest.approx([1, 2, 1, 0, 0.25], abs=1e-12)
+
+
+def test_a_parabola_that_is_rounded_correctly_gets_the_clamp_of_its_lowest_code() -> None:
+    # f(x) = x² - 1/4 + 2^-13 about 0, outputs rounded to bfloat16: y* = -1/4 + ulp/8 rounds to the code -1/4,
+    # which lies below y*. The inputs of the lowest codes have f' = 2x from 0 up to the code's end.
+    fmt = FORMATS["bfloat16"]
+    offset = Fraction(-1, 4) + Fraction(1, 2**13)
+
+    def forward(x: torch.Tensor) -> torch.Tensor:
+        return (x.double() ** 2 + float(offset)).to(x.dtype)
+
+    clamp = calibrate.clamp(forward, (Fraction(0), offset), (0.0, 2.0), fmt)
+    ulp = fmt.ulp(-0.2499)
+    x = fmt.tensor(0, fmt.ordinal(0.05)).double()
+    y = (x**2 + float(offset)).to(fmt.dtype).double()
+    distance = y - float(offset)
+    decoded = 2 * torch.where(distance < clamp.cut, clamp.value, distance).clamp(min=0).sqrt()
+    error = (decoded - 2 * x).abs().max().item()
+    floor = max(
+        float((2 * x[y == code]).max() - (2 * x[y == code]).min()) / 2 for code in torch.unique(y).tolist()[:-1]
+    )
+    # A clamp on a grid of ulp/64 misses the middle by at most half a step in d, where dg/dd = 1/sqrt(d).
+    assert error <= floor + (ulp / 128) / np.sqrt(clamp.value)
+    exact = 2 * distance.clamp(min=0).sqrt()
+    assert error < (exact - 2 * x).abs().max().item()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", list(fit.LAYERS))
+def test_the_tables_that_ship_regenerate_byte_for_byte(name: str, tmp_path: Path) -> None:
+    fit.main([name], tmp_path)
+    shipped = resources.files("invref") / "tables" / f"{name}.json"
+    assert (tmp_path / f"{name}.json").read_text() == shipped.read_text()
