@@ -9,6 +9,7 @@ the worst distance to all of them smallest is chosen on a grid. Must not know ke
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from fractions import Fraction
 
 import numpy as np
@@ -25,12 +26,22 @@ CODES = 16
 """How many codes above y* are looked at."""
 HIGHEST_CUT = 6
 """The clamp stays below 8 ulp above y*, from where on the decoder answers for every code."""
-GRID = 64
-"""Clamp values are multiples of ulp / GRID."""
+GRID = 32
+"""Bases are multiples of ulp / GRID, slopes of 1 / GRID."""
 MOST_INPUTS = 1 << 18
 """Formats with more inputs in the window are sampled at regular steps."""
 SLICE = 7
 """Shorter than any vector register, so that every element goes through the scalar tail."""
+
+
+@dataclass(frozen=True)
+class Side:
+    """One side's codes: y - y*, the least and the most |f'| of their inputs, and |g| as a function of y - y*."""
+
+    distances: Array
+    least: Array
+    most: Array
+    exact: Callable[[Array], Array]
 
 
 def clamp(
@@ -56,7 +67,8 @@ def clamp(
         np.minimum.at(least, code, sizes)
         np.maximum.at(most, code, sizes)
         # The codes at the window's end are cut off by it; they are far above any clamp.
-        sides.append((distances[:-1], least[:-1], most[:-1], _exact(slopes, width, sign=1 if side[-1] else -1)))
+        exact = _exact(slopes, width, sign=1 if side[-1] else -1)
+        sides.append(Side(distances[:-1], least[:-1], most[:-1], exact))
     return _best(sides, ulp, fmt)
 
 
@@ -78,18 +90,24 @@ def _exact(slopes: tuple[float, ...], width: float, sign: int) -> Callable[[Arra
     return lambda d: np.interp(np.sqrt(np.maximum(d, 0)), roots, np.abs(slope(h)))
 
 
-def _best(sides: list[tuple[Array, Array, Array, Callable[[Array], Array]]], ulp: float, fmt: Format) -> Clamp:
-    codes = np.unique(np.concatenate([side[0] for side in sides]))
-    middles = (codes[1:] + codes[:-1]) / 2
-    values: Array = np.arange(1, HIGHEST_CUT * GRID + 1, dtype=np.float64) * (ulp / GRID)
-    best = (np.inf, 0.0, 0.0)
-    for cut in middles[(middles > 0) & (middles < HIGHEST_CUT * ulp)]:
-        error = np.zeros_like(values)
-        for distances, least, most, exact in sides:
-            below = distances < cut
-            decoded = np.where(below[:, None], exact(values)[None, :], exact(distances)[:, None])
-            error = np.maximum(error, np.maximum(most[:, None] - decoded, decoded - least[:, None]).max(0))
-        index = int(error.argmin())
-        best = min(best, (float(error[index]), float(cut), float(values[index])))
+def _best(sides: list[Side], ulp: float, fmt: Format) -> Clamp:
+    codes = np.unique(np.concatenate([side.distances for side in sides]))
+    cuts = (codes[1:] + codes[:-1]) / 2
+    bases, slopes = (grid.ravel() for grid in np.meshgrid(_steps(1, HIGHEST_CUT) * ulp, _steps(0, 1)))
+    best = (np.inf, np.inf, 0.0, 0.0, 0.0)
+    for cut in cuts[(cuts > 0) & (cuts < HIGHEST_CUT * ulp)]:
+        # The worst error decides; among equals the smaller sum of all codes' errors, then the smaller cut.
+        worst, total = np.zeros_like(bases), np.zeros_like(bases)
+        for side in sides:
+            for distance, least, most in zip(side.distances, side.least, side.most, strict=True):
+                decoded = bases + slopes * max(distance, 0.0) if distance < cut else distance
+                error = np.maximum(most - side.exact(decoded), side.exact(decoded) - least)
+                worst, total = np.maximum(worst, error), total + error
+        index = int(np.lexsort((total, worst))[0])
+        best = min(best, (worst[index], total[index], cut, bases[index], slopes[index]))
     kind = np.float64 if fmt.name == "float64" else np.float32
-    return Clamp(float(kind(best[1])), float(kind(best[2])))
+    return Clamp(*(float(kind(v)) for v in best[2:]))
+
+
+def _steps(first: int, last: int) -> Array:
+    return np.arange(first, last * GRID + 1, dtype=np.float64) / GRID

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from fractions import Fraction
 from functools import cache
 from importlib import resources
@@ -36,10 +36,14 @@ class Segment:
 
 @dataclass(frozen=True)
 class Clamp:
-    """Distances d = y - y* below `cut` decode as `value`: the lowest codes give the middle of what they stand for."""
+    """Distances d = y - y* below `cut` decode as base + slope * max(d, 0).
+
+    So the lowest codes give the middle of what they stand for, also those that were rounded to below y*.
+    """
 
     cut: float
-    value: float
+    base: float
+    slope: float = 0.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -128,7 +132,7 @@ def to_json(decoder: Decoder, command: str) -> str:
         "series": [_hex(c) for c in decoder.series],
         "series_radius": _hex(decoder.series_radius),
         "series_bound": _hex(decoder.series_bound),
-        "clamps": {name: {"cut": _hex(c.cut), "value": _hex(c.value)} for name, c in decoder.clamps.items()},
+        "clamps": {name: {key: _hex(v) for key, v in asdict(c).items()} for name, c in decoder.clamps.items()},
     }
     data["sha256"] = digest(data)
     return json.dumps(data, indent=2) + "\n"
@@ -146,7 +150,7 @@ def from_json(text: str) -> Decoder:
         fields[key] = float.fromhex(data[key])
     for key in ("tail", "turn", "head"):
         fields[key] = _segment(data[key])
-    clamps = {name: Clamp(float.fromhex(c["cut"]), float.fromhex(c["value"])) for name, c in data["clamps"].items()}
+    clamps = {name: Clamp(*map(float.fromhex, c.values())) for name, c in data["clamps"].items()}
     return Decoder(**fields, series=_numbers(data["series"]), clamps=clamps)
 
 

@@ -46,14 +46,20 @@ def test_no_other_clamp_on_the_grid_serves_a_rounded_parabola_better() -> None:
     x = fmt.tensor(0, fmt.ordinal(np.sqrt(12 * ulp)))
     distance = forward(x).double() - float(offset)
 
-    def error(cut: float, value: float) -> float:
-        decoded = 2 * torch.where(distance < cut, value, distance).clamp(min=0).sqrt()
+    def error(cut: float, base: float, slope: float = 0.0) -> float:
+        low = base + slope * distance.clamp(min=0)
+        decoded = 2 * torch.where(distance < cut, low, distance).clamp(min=0).sqrt()
         return (decoded - 2 * x.double()).abs().max().item()
 
-    others = [error((k - 0.125) * ulp, v * ulp / 16) for k in (0.5, 1.5, 2.5, 3.5) for v in range(1, 60)]
+    others = [
+        error((k - 0.125) * ulp, v * ulp / 16, s / 4)
+        for k in (0.5, 1.5, 2.5, 3.5)
+        for v in range(1, 60)
+        for s in range(5)
+    ]
     # Equal up to the interpolation of g in calibrate: 2^14 intervals on a function that is straight in sqrt(d).
-    assert error(chosen.cut, chosen.value) <= min(others) + 1e-9
-    assert error(chosen.cut, chosen.value) < 0.6 * error(0.0, 0.0)
+    assert error(chosen.cut, chosen.base, chosen.slope) <= min(others) + 1e-9
+    assert error(chosen.cut, chosen.base, chosen.slope) < 0.6 * error(0.0, 0.0)
 
 
 @pytest.mark.slow

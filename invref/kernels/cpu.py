@@ -48,15 +48,16 @@ def _pick(c: Any, k: int, tail: Any, head: Any) -> Any:
 @numba.njit(nogil=True, error_model="numpy", inline="always")  # type: ignore[untyped-decorator]
 def _derivative(y: Any, right: Any, s: Any, c: Any) -> Any:
     # Line by line the algorithm of naive.derivative, for one element; s: the scalars, c: the three segments in a row.
-    one = np.float32(1.0)
-    d = (y - s[0]) - s[1]
-    d = s[3] if d < s[2] else d
-    tail = (not right) & (y > s[4])
+    zero, one = np.float32(0.0), np.float32(1.0)
+    high, low, cut, base, slope, tail_y, head_t, end_t = s
+    d = (y - high) - low
+    d = base + slope * (d if d > zero else zero) if d < cut else d
+    tail = (not right) & (y > tail_y)
     root = np.sqrt(-y if tail else d)
     u = root if tail | right else -root
-    u = s[6] if u > s[6] else u
-    head = u > s[5]
-    m = y if tail else (s[6] - u if head else u)
+    u = end_t if u > end_t else u
+    head = u > head_t
+    m = y if tail else (end_t - u if head else u)
     z = u - _pick(c, 0, tail, head)
     p = _pick(c, 7, tail, head)
     p = p * z + _pick(c, 6, tail, head)
@@ -70,7 +71,7 @@ def _derivative(y: Any, right: Any, s: Any, c: Any) -> Any:
     q = q * z + _pick(c, 9, tail, head)
     q = q * z + _pick(c, 8, tail, head)
     q = q * z + one
-    return (one if head else np.float32(0.0)) + m * (p / q)
+    return (one if head else zero) + m * (p / q)
 
 
 @numba.njit(nogil=True, error_model="numpy", cache=True)  # type: ignore[untyped-decorator]
@@ -114,7 +115,7 @@ def _in_runs(kernel: Callable[[int, int], None], n: int) -> None:
 @cache
 def _constants(decoder: Decoder, fmt: str) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
     clamp, (high, low) = decoder.clamps[fmt], decoder.turning_value(np.float32)
-    scalars = (high, low, clamp.cut, clamp.value, decoder.tail_y, decoder.head_t, decoder.end_t)
+    scalars = (high, low, clamp.cut, clamp.base, clamp.slope, decoder.tail_y, decoder.head_t, decoder.end_t)
     segments = (decoder.tail, decoder.turn, decoder.head)
     coefficients = (v for s in segments for v in (s.centre, *s.numerator, *s.denominator))
     return tuple(map(np.float32, scalars)), tuple(map(np.float32, coefficients))

@@ -35,7 +35,7 @@ def derivative(decoder: Decoder, y: Tensor, side: Tensor, fmt: str) -> Tensor:
 
     # The signed root t. y* is a sum of two floats: no float equals it, and near it y - y* is all that counts.
     d = (y - float(high)) - float(low)
-    d = torch.where(d < clamp.cut, clamp.value, d)
+    d = torch.where(d < clamp.cut, clamp.base + clamp.slope * d.clamp(min=0), d)
     tail = ~side & (y > decoder.tail_y)
     # torch.sqrt is not correctly rounded in float32 on every CPU; by way of float64 it is, everywhere.
     root = torch.sqrt(torch.where(tail, -y, d).double()).float()

@@ -35,7 +35,7 @@ def derivative(decoder: Decoder, y: Tensor, side: Tensor) -> Tensor:
     clamp = decoder.clamps["float64"]
     high, low = decoder.turning_value(np.float64)
     d = (y - float(high)) - float(low)
-    d = torch.where(d < clamp.cut, clamp.value, d)
+    d = torch.where(d < clamp.cut, clamp.base + clamp.slope * d.clamp(min=0), d)
     t = torch.where(side, torch.sqrt(d), -torch.sqrt(d))
     near = t.abs() <= decoder.series_radius
     g = torch.empty_like(y)
