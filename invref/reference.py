@@ -1,0 +1,221 @@
+"""The truth in mpmath: value, derivatives, inverse and derivative-from-output, to any number of digits.
+
+Every result carries a residual certificate that was computed with more digits than the result claims. For an
+inverse: the residual f(x̂) - y, and an error bound ε such that f - y changes sign within x̂ ± ε, so that the true x
+lies there. This is the readable reference; `enclosure` proves the same quantities on another engine.
+This module must not know Arb, nor any float format.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, TypeVar, cast
+
+import mpmath
+
+from invref.engines import MPMATH
+from invref.errors import ProofError, RangeError
+from invref.formulas import Formula, get
+from invref.pieces import GUARD, Piece, piece, turning_points
+
+Number = TypeVar("Number")
+"""mpf or exact arb."""
+FARTHEST = mpmath.mpf(2) ** 40_000
+"""How far out an end of a bracket is sought."""
+ATTEMPTS = 8
+"""How often the working precision is doubled before giving up."""
+
+
+@dataclass(frozen=True)
+class Certified:
+    """A value with its certificate: |value - truth| ≤ error_bound, and |error_bound| ≤ 10^-digits |value|.
+
+    The residual is f(x̂) - y for inverses, and for values the difference between two working precisions.
+    """
+
+    value: mpmath.mpf
+    residual: mpmath.mpf
+    error_bound: mpmath.mpf
+
+
+def value(formula: str | Formula, x: Any, digits: int = 50) -> Certified:
+    """f(x) to `digits` significant digits. FormulaError for a bad formula, RangeError where f(x) is not real."""
+    return _evaluate(get(formula), 0, x, digits)
+
+
+def derivative(formula: str | Formula, x: Any, digits: int = 50) -> Certified:
+    """f'(x), as `value`."""
+    return _evaluate(get(formula), 1, x, digits)
+
+
+def second_derivative(formula: str | Formula, x: Any, digits: int = 50) -> Certified:
+    """f''(x), as `value`."""
+    return _evaluate(get(formula), 2, x, digits)
+
+
+def inverse(formula: str | Formula, y: Any, piece: int, digits: int = 50) -> Certified:
+    """The x on that piece with f(x) = y, to `digits` significant digits. RangeError when y is outside its range.
+
+    A y that misses the turning value by less than `digits` digits can show counts as the turning value.
+    """
+    formula, target = get(formula), _number(y, digits)
+    work = digits + GUARD
+    for _ in range(ATTEMPTS):
+        result = _solve(formula, target, piece, digits, work)
+        if result is not None:
+            return result
+        work *= 2
+    raise ProofError(f"{formula.name}: no certified inverse of y = {mpmath.nstr(target, 20)}: ask for fewer digits")
+
+
+def derivative_from_output(formula: str | Formula, y: Any, piece: int, digits: int = 50) -> Certified:
+    """g(y, piece) = f'(x) at the x on that piece with f(x) = y; residual f(x̂) - y. Exactly 0 at the turning value."""
+    formula, target = get(formula), _number(y, digits)
+    if _at_turning_value(formula, target, piece, digits) is not None:
+        return Certified(mpmath.mpf(0), inverse(formula, target, piece, digits).residual, mpmath.mpf(0))
+    work = digits + GUARD
+    for _ in range(ATTEMPTS):
+        root = inverse(formula, target, piece, work)
+        with mpmath.workdps(2 * work):
+            ends = root.value - root.error_bound, root.value + root.error_bound
+        slope, *others = (derivative(formula, at, work) for at in (root.value, *ends))
+        with mpmath.workdps(2 * work):
+            # The slope's change across the interval that holds x; the factor 2 covers what is between its points.
+            bound = slope.error_bound + 2 * max(abs(other.value - slope.value) for other in others)
+        if bound <= abs(slope.value) * mpmath.mpf(10) ** -digits:
+            return Certified(slope.value, root.residual, bound)
+        work *= 2
+    raise ProofError(f"{formula.name}: g at y = {mpmath.nstr(target, 20)} stays uncertain: ask for fewer digits")
+
+
+def bracketed_newton(
+    function: Callable[[Any], tuple[Any, Any]],
+    low: Number,
+    high: Number,
+    rising: bool,
+    tolerance: Number,
+    start: Number | None = None,
+    clean: Callable[[Any], Any] = lambda number: number,
+) -> Number:
+    """Root of a monotone function, given as (value, slope), inside [low, high], for any kind of number.
+
+    Newton steps, replaced by bisection where they leave the bracket or do not halve the step before last;
+    stops when the step falls below `tolerance` relative to x. `clean` rounds a number after arithmetic.
+    """
+    a: Any = low
+    b: Any = high
+    x: Any = clean((a + b) / 2) if start is None else start
+    before = last = abs(b - a)
+    while True:
+        residual, slope = function(x)
+        if residual == 0:
+            return cast(Number, x)
+        if (residual < 0) == rising:
+            a = x
+        else:
+            b = x
+        nearer = clean(x - residual / slope) if slope != 0 else a
+        if not a < nearer < b or 2 * abs(nearer - x) > before:
+            nearer = clean((a + b) / 2)
+        before, last = last, abs(nearer - x)
+        if last <= tolerance * abs(nearer) or nearer in (a, b):
+            return cast(Number, nearer)
+        x = nearer
+
+
+def _number(number: Any, digits: int) -> mpmath.mpf:
+    """`number` as an mpf: exactly for floats, integers and mpf, decimal text rounded with a generous guard."""
+    with mpmath.workdps(max(2 * digits + GUARD, 400)):
+        result = mpmath.mpf(number)
+    if not mpmath.isfinite(result):
+        raise RangeError(f"{number} is not a finite number: limits are in invref.pieces")
+    return result
+
+
+def _evaluate(formula: Formula, order: int, x: Any, digits: int) -> Certified:
+    argument = _number(x, digits)
+    with mpmath.workdps(digits + GUARD):
+        rough = formula.evaluate(argument, MPMATH, order)
+    work = digits + GUARD
+    for _ in range(ATTEMPTS):
+        work *= 2
+        with mpmath.workdps(work):
+            better = formula.evaluate(argument, MPMATH, order)
+            if not isinstance(better, mpmath.mpf) or mpmath.isnan(better):
+                raise RangeError(f"{formula.name} has no real value at x = {mpmath.nstr(argument, 20)}")
+            residual = rough - better
+            if abs(residual) <= abs(better) * mpmath.mpf(10) ** -digits / 2:
+                # One unit of the finer precision covers a difference that is lost in both.
+                return Certified(better, residual, abs(residual) + abs(better) * mpmath.mpf(10) ** (1 - work))
+            rough = better
+    raise ProofError(f"{formula.name}: derivative {order} at x = {mpmath.nstr(argument, 20)} does not settle")
+
+
+def _at_turning_value(formula: Formula, y: mpmath.mpf, index: int, digits: int) -> mpmath.mpf | None:
+    """The end of the piece if `digits` digits of x cannot tell y from y*, or y is out by less than 10^-digits y*."""
+    for turn in turning_points(formula, 2 * digits)[max(index - 1, 0) : index + 1]:
+        with mpmath.workdps(2 * digits + GUARD):
+            inside = y - turn.y if turn.minimum else turn.y - y
+            width = (abs(turn.x) or 1) * mpmath.mpf(10) ** -digits / 4
+            if -abs(turn.y) * mpmath.mpf(10) ** -digits < inside < abs(turn.curvature) / 2 * width**2:
+                return turn.x
+    return None
+
+
+def _solve(formula: Formula, y: mpmath.mpf, index: int, digits: int, work: int) -> Certified | None:
+    """One attempt at `work` digits; None when the certificate fails."""
+    x = _at_turning_value(formula, y, index, digits)
+    with mpmath.workdps(2 * work):
+        if x is not None:
+            return Certified(x, formula.evaluate(x, MPMATH) - y, (abs(x) or 1) * mpmath.mpf(10) ** -digits)
+        if formula.evaluate(mpmath.mpf(0), MPMATH) == y and _inside(mpmath.mpf(0), piece(formula, index)):
+            return Certified(mpmath.mpf(0), mpmath.mpf(0), mpmath.mpf(0))
+    with mpmath.workdps(work):
+        branch = piece(formula, index, max(work, 2 * digits + GUARD))
+        low, high, start = _bracket(formula, y, branch)
+        noise = abs(y) * mpmath.mpf(10) ** (3 - work)
+
+        def residual_and_slope(at: mpmath.mpf) -> tuple[mpmath.mpf, mpmath.mpf]:
+            residual = formula.evaluate(at, MPMATH) - y
+            return residual if abs(residual) > noise else mpmath.mpf(0), formula.evaluate(at, MPMATH, 1)
+
+        tolerance = mpmath.mpf(10) ** (-digits - GUARD // 2)
+        x = bracketed_newton(residual_and_slope, low, high, branch.increasing, tolerance, start)
+    with mpmath.workdps(2 * work):
+        width = abs(x) * mpmath.mpf(10) ** -digits
+        before, residual, after = (formula.evaluate(at, MPMATH) - y for at in (x - width, x, x + width))
+        certified = before < 0 < after if branch.increasing else before > 0 > after
+        return Certified(x, residual, width) if certified else None
+
+
+def _inside(x: mpmath.mpf, branch: Piece) -> bool:
+    return bool(branch.left < x < branch.right)
+
+
+def _bracket(formula: Formula, y: mpmath.mpf, branch: Piece) -> tuple[mpmath.mpf, mpmath.mpf, mpmath.mpf | None]:
+    """Ends around the inverse of y on a piece, and a start for Newton from the parabola at a near turning point."""
+    lowest, highest = sorted((branch.left_limit, branch.right_limit))
+    if not lowest < y < highest:
+        raise RangeError(
+            f"y = {mpmath.nstr(y, 20)} is outside the range of {formula.name} on piece {branch.index}, "
+            f"({mpmath.nstr(lowest, 20)}, {mpmath.nstr(highest, 20)}): choose a y inside, or another piece"
+        )
+    start = None
+    for turn in turning_points(formula, 2 * mpmath.mp.dps)[max(branch.index - 1, 0) : branch.index + 1]:
+        distance = mpmath.sqrt(2 * abs((y - turn.y) / turn.curvature))
+        if distance < 0.5:
+            start = turn.x + (distance if turn.index < branch.index else -distance)
+    low, high = branch.left, branch.right
+    above = 1 if branch.increasing else -1
+    origin = next((end for end in (low, high) if mpmath.isfinite(end)), mpmath.mpf(0))
+    reach = mpmath.mpf(1)
+    while not mpmath.isfinite(low) or not mpmath.isfinite(high):
+        if not mpmath.isfinite(low) and above * (formula.evaluate(origin - reach, MPMATH) - y) < 0:
+            low = origin - reach
+        if not mpmath.isfinite(high) and above * (formula.evaluate(origin + reach, MPMATH) - y) > 0:
+            high = origin + reach
+        reach *= max(2, reach)
+        if reach > FARTHEST:
+            raise ProofError(f"y = {mpmath.nstr(y, 20)} is too close to a limit of {formula.name}: ask for more digits")
+    return low, high, start if start is not None and low < start < high else None

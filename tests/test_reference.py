@@ -1,0 +1,131 @@
+"""The reference's certificates are true when checked with more digits, also where the inverse is ill conditioned."""
+
+import mpmath
+import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+
+from invref import reference
+from invref.engines import MPMATH
+from invref.errors import FormulaError, RangeError
+from invref.formulas import CATALOGUE, get
+from invref.pieces import turning_points
+
+NAMES = sorted(CATALOGUE)
+SUBNORMAL = 5e-324
+
+
+def shifted(name, exponent):
+    """A y that lies 10^-exponent above the turning value."""
+    with mpmath.workdps(150):
+        return turning_points(name, 130)[0].y + mpmath.mpf(10) ** -exponent
+
+
+def hard_outputs(name):
+    yield from ((y, piece) for y in (-SUBNORMAL, -1e-300, -0.001, -0.1) for piece in (0, 1))
+    yield from ((y, 1) for y in (0.0, SUBNORMAL, 1e-20, 2.5, 1e38, 1e308))
+    yield from ((shifted(name, e), piece) for e in (3, 10, 30, 45) for piece in (0, 1))
+    yield mpmath.mpf("-1e-4000"), 0
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("digits", [15, 50])
+def test_an_inverse_brackets_the_truth_as_its_certificate_says(name, digits):
+    formula, (turn,) = get(name), turning_points(name, 150)
+    for y, piece in hard_outputs(name):
+        got = reference.inverse(name, y, piece, digits)
+        with mpmath.workdps(1000):
+            assert got.error_bound <= abs(got.value) * mpmath.mpf(10) ** -digits * (1 + mpmath.mpf(10) ** -9)
+            assert (got.value < turn.x) == (piece == 0) or abs(got.value - turn.x) < got.error_bound
+            gaps = [formula.evaluate(got.value + s * got.error_bound, MPMATH) - y for s in (-1, 0, 1)]
+            assert got.value == 0 or min(gaps) < 0 < max(gaps), (y, piece)
+            # The residual was computed with more digits than asked: it is f(x̂) - y to well within |y| 10^-digits.
+            assert abs(gaps[1] - got.residual) <= abs(y) * mpmath.mpf(10) ** (-digits)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_derivative_from_output_is_within_its_error_bound(name):
+    for y, piece in hard_outputs(name):
+        got = reference.derivative_from_output(name, y, piece, 30)
+        truth = reference.derivative_from_output(name, y, piece, 60)
+        with mpmath.workdps(150):
+            assert got.error_bound <= abs(got.value) * mpmath.mpf(10) ** -30
+            assert abs(got.value - truth.value) <= got.error_bound + truth.error_bound, (y, piece)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@given(st.floats(-60, 60))
+@settings(max_examples=50, deadline=None)
+def test_inverting_a_value_gives_back_its_argument_and_its_slope(name, x):
+    (turn,) = turning_points(name)
+    assume(abs(x - float(turn.x)) > 1e-6)
+    piece = int(x > turn.x)
+    # y carries 120 digits, so that the roundtrip loses at most those that x² and the turning point cost: about 20.
+    y = reference.value(name, x, 120).value
+    with mpmath.workdps(100):
+        assert abs(reference.inverse(name, y, piece).value - mpmath.mpf(x)) <= abs(x) * mpmath.mpf(10) ** -50
+        slope = reference.derivative(name, x, 60).value
+        assert abs(reference.derivative_from_output(name, y, piece).value - slope) <= abs(slope) * mpmath.mpf(10) ** -49
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("x", [-1e5, -3.4e38, -40.0, 1e-300, 3.4e38])
+@pytest.mark.parametrize("function", [reference.value, reference.derivative, reference.second_derivative])
+def test_values_keep_their_relative_accuracy_in_the_tails(name, x, function):
+    got, truth = function(name, x, 20), function(name, x, 60)
+    with mpmath.workdps(100):
+        assert (
+            got.value != 0 and abs(got.value - truth.value) <= got.error_bound <= abs(got.value) * mpmath.mpf(10) ** -20
+        )
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_derivative_keeps_its_digits_beside_the_turning_point(name):
+    (turn,) = turning_points(name, 100)
+    with mpmath.workdps(100):
+        x = turn.x + mpmath.mpf(10) ** -40
+    got = reference.derivative(name, x, 50)
+    with mpmath.workdps(100):
+        # f' = f''(x*) h + O(h²), so that 39 digits of this ratio are known.
+        assert abs(got.value / (turn.curvature * mpmath.mpf(10) ** -40) - 1) < mpmath.mpf(10) ** -39
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_turning_value_itself_decodes_to_the_turning_point(name):
+    (turn,) = turning_points(name, 50)
+    for piece in (0, 1):
+        with mpmath.workdps(70):
+            below = turn.y - mpmath.mpf(10) ** -53
+        for y in (turn.y, below):
+            got = reference.inverse(name, y, piece)
+            # y* is known to 65 digits, so its inverse is known to half of them.
+            assert abs(got.value - turn.x) < mpmath.mpf(10) ** -32
+            assert abs(reference.derivative_from_output(name, y, piece).value) < mpmath.mpf(10) ** -32
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("function", [reference.inverse, reference.derivative_from_output])
+def test_an_output_outside_the_range_is_an_error_that_states_the_range(name, function):
+    low = mpmath.nstr(turning_points(name)[0].y, 20)[:12]
+    for y, piece in ((0.0, 0), (0.1, 0), (-1.0, 0), (-1.0, 1), (float(low) - 1e-9, 1)):
+        with pytest.raises(RangeError, match=rf"outside the range of {name} on piece {piece}, \({low}"):
+            function(name, y, piece)
+    for y in (float("nan"), float("inf")):
+        with pytest.raises(RangeError, match="not a finite number"):
+            function(name, y, 1)
+
+
+def test_names_formulas_and_texts_are_accepted_and_bad_ones_explained():
+    assert reference.value("x*sigmoid(x)", 1.5) == reference.value(CATALOGUE["silu"], 1.5)
+    assert reference.value("silu", "0.1").value != reference.value("silu", 0.1).value
+    with pytest.raises(FormulaError, match="use one of"):
+        reference.value("mich", 1.0)
+    with pytest.raises(RangeError, match="no real value at x = -1"):
+        reference.value("x*log(x)", -1)
+
+
+def test_pieces_between_two_turning_points_are_inverted_too():
+    # x/(1+x²) on its middle piece: x = (1 - sqrt(1 - 4y²)) / (2y).
+    got = reference.inverse("x / (1 + x**2)", 0.25, 1)
+    with mpmath.workdps(60):
+        assert abs(got.value - 2 * (1 - mpmath.sqrt(3) / 2)) < mpmath.mpf(10) ** -50
