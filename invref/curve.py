@@ -1,7 +1,7 @@
 """The curve g(t) of a formula with one smooth minimum: exact points of it, for fitting and certifying.
 
-All numbers are exact balls (midpoints of Arb's), so that the same call gives the same bits on every machine. Points
-near which nothing is claimed may come from plain Newton steps; what is proved about a fit is proved in `certify`.
+All numbers are exact balls (midpoints of Arb's), so that the same call gives the same bits on every machine. What
+is proved about a fit between the points is proved in `certify`.
 """
 
 from __future__ import annotations
@@ -36,13 +36,6 @@ class Curve:
         """The input with signed root t."""
         y = self.turning[1] + arb(t) * arb(t)
         return middle(enclosure.inverse(self.formula, y, 0 if t < 0 else 1, DIGITS))
-
-    def x_near(self, y: float, x: arb) -> arb:
-        """The input of output y by Newton steps from a close x; for samples, unproved."""
-        for _ in range(4):
-            f, slope = self.at(x)
-            x = middle(x - (f - y) / slope)
-        return x
 
     def at(self, x: arb) -> tuple[arb, arb]:
         """(f, f') as exact balls."""

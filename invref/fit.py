@@ -11,12 +11,14 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from fractions import Fraction
+from functools import cached_property
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
 import mpmath
 import numpy as np
+import numpy.typing as npt
 import torch
 from flint import arb
 from torch import Tensor
@@ -30,11 +32,16 @@ from invref.formats import FORMATS
 from invref.kernels import naive
 from invref.minimax import middle, rational
 
+Array = npt.NDArray[np.float64]
+
 DEGREES = (6, 4)
 """Of numerator and denominator: the least for which all three segments stay below 2^-22 in every activation so far."""
 TAIL_SHARES = (0.4, 0.45, 0.5, 0.55, 0.6, 0.65)
-HEAD_SHARES = (0.36, 0.38, 0.4, 0.42, 0.44, 0.46, 0.48, 0.5, 0.52, 0.54, 0.56, 0.58, 0.6)
+HEAD_SHARES = (0.36, 0.37, 0.38, 0.39, 0.41, 0.42, 0.43, 0.44, 0.46, 0.48, 0.51, 0.52, 0.53, 0.54, 0.56, 0.58)
 """Where the segments may meet, as shares of the largest |t| on the left and of end_t."""
+CARE_AT_ZERO = 30.0
+CARE_NEAR_ONE = 3.0
+"""How many times more an error counts there."""
 MOVES = (-16, -8, -4, -2, -1, 1, 2, 4, 8, 16)
 """Ulps by which polishing moves a coefficient."""
 LAYERS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -48,30 +55,26 @@ def _single(value: float) -> float:
     return float(np.float32(value))
 
 
-def _care(g: float, limit: int) -> float:
-    """How much more an error counts where f' is within 1e-6 of its limit 1: one ulp of 1 is allowed there."""
-    return 1 + limit * 3 / (1 + abs(g - 1) / 1e-6)
-
-
 @dataclass(frozen=True)
 class _Points:
-    """A segment's samples: u, the factor m and the offset c of g = c + m * P/Q, and g."""
+    """A segment's samples: u, the factor m and the offset c of g = c + m * P/Q, g, and how much an error counts."""
 
     u: list[arb]
     m: list[arb]
     c: int
     g: list[arb]
+    care: list[float]
 
     def fit(self) -> tuple[Segment, float]:
-        """The minimax segment with float32 coefficients, and the error before they were rounded.
+        """The minimax segment with float32 coefficients, and its error.
 
         The numerator is fitted once more to the rounded denominator, which takes up most of that rounding.
         """
-        centre = _single(float((self.u[0] + self.u[-1]) / 2))
+        centre = _single((min(self._arrays[0]) + max(self._arrays[0])) / 2)
         keep = [i for i, m in enumerate(self.m) if abs(m) > 0]
         z = [middle(self.u[i] - centre) for i in keep]
         target = [middle((self.g[i] - self.c) / self.m[i]) for i in keep]
-        weight = [middle(abs(self.m[i]) * _care(float(self.g[i]), self.c)) for i in keep]
+        weight = [middle(abs(self.m[i]) * self.care[i]) for i in keep]
         best = rational(z, target, weight, DEGREES)
         denominator = tuple(_single(float(v)) for v in best.denominator[1:])
         q = [middle(1 + sum((v**k * c for k, c in enumerate(denominator, start=1)), arb(0))) for v in z]
@@ -82,29 +85,50 @@ class _Points:
             (DEGREES[0], 0),
         )
         numerator = tuple(_single(float(v)) for v in again.numerator)
-        return Segment(centre, numerator, denominator, bound=float("nan")), best.error
+        segment = Segment(centre, numerator, denominator, bound=float("nan"))
+        return segment, self.error(segment)
+
+    @cached_property
+    def _arrays(self) -> tuple[Array, ...]:
+        u, m, g = (np.array([float(v) for v in values]) for values in (self.u, self.m, self.g))
+        return u, m, g, np.array(self.care)
+
+    def error(self, segment: Segment) -> float:
+        """The worst weighted error of a segment on the points, evaluated in float64: rounding noise left out."""
+        u, m, g, care = self._arrays
+        z = u - segment.centre
+        p, q = np.zeros_like(z), np.zeros_like(z)
+        for coefficient in reversed(segment.numerator):
+            p = p * z + coefficient
+        for coefficient in reversed((1.0, *segment.denominator)):
+            q = q * z + coefficient
+        return float(np.max(np.abs(self.c + m * (p / q) - g) * care))
 
 
 def _turn(curve: Curve, a: float, b: float) -> _Points:
-    x = curve.between(curve.x_of(-a), curve.x_of(b))
+    # Input 0 is one of the points, and counts: its gradient is to be exact, so single ulps must be enough to get there.
+    x = [*curve.between(curve.x_of(-a), curve.x_of(b)), arb(0)]
     values = [curve.at(v) for v in x]
     t = [
         middle((f - curve.turning[1]).sqrt() * (1 if v > curve.turning[0] else -1))
         for v, (f, _) in zip(x, values, strict=True)
     ]
-    return _Points(t, t, 0, [g for _, g in values])
+    return _Points(t, t, 0, [g for _, g in values], [1.0] * (len(x) - 1) + [CARE_AT_ZERO])
 
 
 def _head(curve: Curve, b: float, end: float) -> _Points:
     values = [curve.at(v) for v in curve.between(curve.x_of(b), curve.x_of(end))]
     t = [middle((f - curve.turning[1]).sqrt()) for f, _ in values]
-    return _Points(t, [middle(end - v) for v in t], 1, [g for _, g in values])
+    # Where f' is within 1e-6 of its limit, one ulp of 1 is all that an error may be.
+    care = [1 + CARE_NEAR_ONE / (1 + abs(float(g) - 1) / 1e-6) for _, g in values]
+    return _Points(t, [middle(end - v) for v in t], 1, [g for _, g in values], care)
 
 
 def _tail(curve: Curve, a: float) -> _Points:
     far = enclosure.inverse(curve.formula, arb(-FAR), 0, DIGITS)
     values = [curve.at(v) for v in curve.between(middle(far), curve.x_of(-a))]
-    return _Points([middle((-f).sqrt()) for f, _ in values], [f for f, _ in values], 0, [g for _, g in values])
+    u, g = [middle((-f).sqrt()) for f, _ in values], [g for _, g in values]
+    return _Points(u, [f for f, _ in values], 0, g, [1.0] * len(u))
 
 
 def _end(curve: Curve) -> float:
@@ -115,26 +139,29 @@ def _end(curve: Curve) -> float:
     return t
 
 
-def _balanced(curve: Curve) -> Decoder:
-    """The decoder whose worst segment is best, over the places where segments may meet; no bounds, no clamps yet."""
+def _balanced(curve: Curve) -> tuple[Decoder, dict[str, _Points]]:
+    """The decoder whose worst segment is best, over the places where segments may meet, and what it was fitted to.
+
+    Bounds, clamps and the Taylor polynomial are still missing.
+    """
     x, y = curve.turning
     left, end = float((-y).sqrt()), _end(curve)
-    tails = {share: _tail(curve, share * left).fit() for share in TAIL_SHARES}
-    heads = {share: _head(curve, share * end, end).fit() for share in HEAD_SHARES}
-    best = (np.inf, 0.0, 0.0, tails[TAIL_SHARES[0]][0])
-    for a, b in sorted(
-        ((a, b) for a in TAIL_SHARES for b in HEAD_SHARES), key=lambda p: max(tails[p[0]][1], heads[p[1]][1])
-    ):
-        outer = max(tails[a][1], heads[b][1])
-        if outer >= best[0]:
+    tails = {share: _tail(curve, share * left) for share in TAIL_SHARES}
+    heads = {share: _head(curve, share * end, end) for share in HEAD_SHARES}
+    outer = {share: points.fit() for share, points in (tails | heads).items()}
+    places = [(max(outer[a][1], outer[b][1]), a, b) for a in tails for b in heads]
+    best, a, b, turn = np.inf, 0.0, 0.0, _turn(curve, TAIL_SHARES[0] * left, HEAD_SHARES[0] * end)
+    segment = turn.fit()[0]
+    for worst, share, other in sorted(places):
+        if worst >= best:
             break
-        turn, inner = _turn(curve, a * left, b * end).fit()
-        if max(outer, inner) < best[0]:
-            best = (max(outer, inner), a, b, turn)
-    _, a, b, turn = best
+        points = _turn(curve, share * left, other * end)
+        candidate, error = points.fit()
+        if max(worst, error) < best:
+            best, a, b, turn, segment = max(worst, error), share, other, points, candidate
     with mpmath.workdps(DIGITS):
         texts = [mpmath.nstr(to_mpf(v), DIGITS - 10) for v in (x, y)]
-    return Decoder(
+    decoder = Decoder(
         activation=curve.formula.name,
         formula=curve.formula.text,
         turning_x=texts[0],
@@ -142,38 +169,25 @@ def _balanced(curve: Curve) -> Decoder:
         tail_y=_single(float(y) + (a * left) ** 2),
         head_t=_single(b * end),
         end_t=end,
-        tail=tails[a][0],
-        turn=turn,
-        head=heads[b][0],
+        tail=outer[a][0],
+        turn=segment,
+        head=outer[b][0],
         series=(),
         series_radius=0.0,
         series_bound=0.0,
         clamps={name: Clamp(0.0, 0.0) for name in FORMATS},
     )
+    return decoder, {"tail": tails[a], "turn": turn, "head": heads[b]}
 
 
-def _samples(curve: Curve, low: float, high: float, piece: int, count: int = 1500) -> tuple[Tensor, Tensor]:
-    """float32 outputs evenly spread over the inputs between two outputs of one piece, and the exact g of each."""
-    ends = [middle(enclosure.inverse(curve.formula, arb(v), piece, DIGITS)) for v in (low, high)]
-    inputs = [middle(ends[0] + (ends[1] - ends[0]) * arb(k + 1) / (count + 1)) for k in range(count)]
-    samples = {_single(float(curve.at(x)[0])): x for x in inputs}
-    outputs = sorted(samples)
-    g = [float(curve.at(curve.x_near(y, samples[y]))[1]) for y in outputs]
-    return torch.tensor(outputs, dtype=torch.float32), torch.tensor(g, dtype=torch.float64)
+def _polished(curve: Curve, decoder: Decoder, name: str, points: _Points) -> Decoder:
+    """The decoder with one segment's coefficients moved by ulps until g(0) is evaluated exactly, or the error is least.
 
-
-def _polished(curve: Curve, decoder: Decoder, name: str, samples: list[tuple[Tensor, Tensor, bool]]) -> Decoder:
-    """The decoder with one segment's coefficients moved by single ulps while its error *as evaluated* shrinks."""
-    y, g = torch.cat([s[0] for s in samples]), torch.cat([s[1] for s in samples])
-    side = torch.cat([torch.full(s[0].shape, s[2]) for s in samples])
-    care = torch.tensor([_care(value, int(name == "head")) for value in g.tolist()], dtype=torch.float64)
+    The error is that of the exact rational function: what float32 evaluation adds is noise that single ulps of the
+    coefficients do not change, and that fitting to samples of it would only hide.
+    """
     zero = torch.zeros(1)
     slope = torch.tensor([_single(float(curve.at(arb(0))[1]))])
-
-    def error(candidate: Decoder) -> tuple[bool, float]:
-        exact = bool(naive.derivative(candidate, zero, zero == 0, "float32") == slope)
-        worst = ((naive.derivative(candidate, y, side, "float32").double() - g).abs() * care).max()
-        return not exact, float(worst)
 
     def moved(index: int, ulps: int) -> Decoder:
         segment: Segment = getattr(decoder, name)
@@ -184,6 +198,10 @@ def _polished(curve: Curve, decoder: Decoder, name: str, samples: list[tuple[Ten
             name: replace(segment, numerator=tuple(values[:cut]), denominator=tuple(values[cut:]))
         }
         return replace(decoder, **change)
+
+    def error(candidate: Decoder) -> tuple[bool, float]:
+        exact = bool(naive.derivative(candidate, zero, zero == 0, "float32") == slope)
+        return not exact, points.error(getattr(candidate, name))
 
     best = error(decoder)
     while True:
@@ -207,17 +225,9 @@ def fit(name: str) -> Decoder:
     """The decoder of an activation of the catalogue, certified and calibrated."""
     curve = Curve(formulas.get(name))
     with precision(BITS, SERIES_TERMS + 4):
-        decoder = _balanced(curve)
-        y, split = float(curve.turning[1]), decoder.tail_y
-        near = y * (1 - 1e-4)
-        head_y, end_y = y + decoder.head_t**2, y + decoder.end_t**2
-        samples = {
-            "tail": [(*_samples(curve, -FAR, split, 0), False)],
-            "turn": [(*_samples(curve, split, near, 0), False), (*_samples(curve, near, head_y, 1), True)],
-            "head": [(*_samples(curve, head_y, end_y, 1), True)],
-        }
-        for segment, points in samples.items():
-            decoder = _polished(curve, decoder, segment, points)
+        decoder, points = _balanced(curve)
+        for segment in points:
+            decoder = _polished(curve, decoder, segment, points[segment])
         return _with_clamps(curve, with_series(curve, certified(curve, decoder)))
 
 
