@@ -1,0 +1,62 @@
+# Set-up and main jobs. `make verify` is the one to run first; every target builds .venv when it is missing or out of date.
+
+PYTHON ?= python3
+BIN := .venv/bin
+RUN := $(BIN)/python -m verify
+
+.PHONY: verify verify-all reports readme tables mutants test test-all lint venv clean
+
+# Every layer in the sixteen-bit formats, and GELU and SiLU over all 4,278,190,080 finite float32 inputs.
+verify: .venv/stamp
+	$(RUN) gradient --all gelu:float32 silu:float32 --dtype bfloat16 float16
+
+# Every layer in every format.
+verify-all: .venv/stamp
+	$(RUN) gradient --all --dtype bfloat16 float16 float32 float64
+
+# The committed results behind the README: a full verification, then its table and picture.
+reports: .venv/stamp
+	$(RUN) gradient --all --dtype bfloat16 float16 float32 float64 --json reports/gradient.json
+	$(MAKE) readme
+
+readme: .venv/stamp
+	$(BIN)/python -m verify.guarantees
+	$(BIN)/python -m verify.figure
+
+# The decoders' coefficients, byte for byte.
+tables: .venv/stamp
+	$(BIN)/python -m invref.fit
+
+# The verifier verified: every planted fault must be caught by the check that is meant for it.
+mutants: .venv/stamp
+	$(RUN) mutants
+
+lint: .venv/stamp
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+test: lint
+	$(BIN)/python -m pytest
+
+test-all: lint
+	$(BIN)/python -m pytest -m "slow or not slow"
+
+venv: .venv/stamp
+
+# The stamp comes last, so an interrupted install is done again. Constraints go through the environment to reach isolated
+# builds as well: older pip reads PIP_CONSTRAINT there, newer pip PIP_BUILD_CONSTRAINT. Relative, because pip splits at spaces.
+.venv/stamp: pyproject.toml constraints.txt
+	@rm -f $@
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+		echo "invref needs Python 3.11 or newer, and '$(PYTHON)' is not: name one, as in 'make venv PYTHON=python3.12'" >&2; \
+		exit 1; }
+	@$(PYTHON) -m venv --clear .venv || { \
+		echo "could not create .venv: install Python's venv module (on Debian the package python3-venv)" >&2; \
+		exit 1; }
+	PIP_CONSTRAINT=constraints.txt PIP_BUILD_CONSTRAINT=constraints.txt $(BIN)/python -m pip install -q -e '.[dev]'
+	@touch $@
+
+clean:
+	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -1,0 +1,161 @@
+"""What a verification prints and writes."""
+
+import io
+import json
+import math
+import re
+
+import pytest
+from rich.console import Console
+
+from invref import formats
+from invref.errors import InvrefError
+from verify import document, guarantees, report
+from verify.record import Check, Record, WorstInput
+
+WORST = WorstInput.of(formats.get("float32"), -1061109568, 0)
+
+
+def record(verdict: str = "exhausted", **changes: object) -> Record:
+    fields = {
+        "activation": "gelu_tanh",
+        "formula": "x",
+        "target": "layer",
+        "forward": "kernel",
+        "dtype": "float32",
+        "device": "cpu",
+        "inputs": 4_278_190_080,
+        "coverage": "all",
+        "verdict": verdict,
+        "worst_error": 1.0501e-4,
+        "worst_input": WORST,
+        "error_floor": 1.04e-4,
+        "excess_error": 1e-6,
+        "native_error": 3.2e-7,
+        "nonfinite_gradients": 4_278_190_080,
+        "bound": 1.1e-4,
+        "seconds": 1234.5,
+        "reproduce": "python -m verify gradient gelu_tanh --dtype float32 --input 0x1",
+        "checks": [Check("decoder error", 4.54e-7, 9.5e-7, True)],
+    }
+    return Record(**{**fields, **changes})
+
+
+def printed(width: int, *records: Record) -> str:
+    out = io.StringIO()
+    Console(file=out, width=width).print(report.table(records, width))
+    return out.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("verdict", "text"),
+    [("exhausted", "≤ 1.06e-4"), ("proved", "≤ 1.06e-4"), ("sampled", "≥ 1.05e-4"), ("failed", "1.05e-4")],
+)
+def test_a_worst_error_is_rounded_so_that_its_sign_stays_true(verdict, text):
+    assert report.worst_error(record(verdict)) == text
+
+
+@pytest.mark.parametrize("verdict", ["failed", "unproved"])
+def test_a_worst_error_that_bounds_nothing_has_no_sign(verdict):
+    assert "≤" not in report.worst_error(record(verdict))
+
+
+@pytest.mark.parametrize(
+    ("value", "text"), [(None, "-"), (math.nan, "nan"), (math.inf, "inf"), (0.0, "0"), (5e-324, "4.94e-324")]
+)
+def test_numbers_without_three_digits_are_spelled_as_they_are(value, text):
+    assert report.number(value) == text
+
+
+@pytest.mark.parametrize("width", [80, report.WIDE, 200])
+def test_the_widest_rows_fit_the_width_they_are_made_for(width):
+    text = printed(width, record("exhausted"), record("unproved", worst_error=math.nan))
+    assert "…" not in text
+    assert len(text.splitlines()) == 4  # the titles, a rule, and no row on two lines
+
+
+def test_the_wide_table_shows_what_the_narrow_one_leaves_out():
+    assert "non-finite" in printed(report.WIDE, record())
+    assert "non-finite" not in printed(80, record())
+
+
+def test_a_violated_check_says_what_how_much_where_and_how_to_reproduce_it():
+    bad = record("failed", checks=[Check("zero tail", 0.25, 1e-5, False, WORST)])
+    (line,) = report.violations([bad])
+    for part in ("gelu_tanh float32", "zero tail", "measured 0.25", "bound 1e-05", WORST.bits, "piece 0"):
+        assert part in line
+    assert line.endswith(f"python -m verify gradient gelu_tanh --dtype float32 --input {WORST.bits}")
+
+
+def test_a_violated_check_of_no_single_input_is_reproduced_by_the_whole_run():
+    bad = record("failed", checks=[Check("count", 1.0, 2.0, False)])
+    (line,) = report.violations([bad])
+    assert line.endswith("reproduce: python -m verify gradient gelu_tanh --dtype float32")
+
+
+def test_a_record_that_bounds_nothing_is_named_although_no_check_failed():
+    (line,) = report.violations([record("unproved")])
+    assert "NOT BOUNDED gelu_tanh float32: unproved" in line
+    assert report.violations([record("exhausted")]) == []
+
+
+def test_hexadecimal_floats_are_printed_without_their_zeros():
+    at = WorstInput.of(formats.get("bfloat16"), formats.get("bfloat16").ordinal(-0.75), 1)
+    assert "= -0x1.8p-1 " in report.place(at)
+    one = WorstInput.of(formats.get("bfloat16"), formats.get("bfloat16").ordinal(1.0), 1)
+    assert "= 0x1p+0 " in report.place(one)
+
+
+def test_a_file_has_the_records_and_the_run_they_belong_to(tmp_path):
+    path = tmp_path / "out.json"
+    document.write_records(path, [record(worst_error=math.nan)], 2.5)
+    content = json.loads(path.read_text())
+    assert {"python", "torch", "numpy", "numba", "flint", "cpu", "cores", "platform", "date", "seconds"} <= set(
+        content["run"]
+    )
+    (read,) = document.read(path)
+    assert math.isnan(read.worst_error)
+    assert read.to_json() == record(worst_error=math.nan).to_json()
+
+
+def test_a_failing_write_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch):
+    path = tmp_path / "out.json"
+    path.write_text("old")
+    monkeypatch.setattr(document.Path, "replace", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        document.write_records(path, [record()], 1.0)
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_new_file_has_the_rights_of_any_new_file(tmp_path):
+    ours, plain = tmp_path / "ours", tmp_path / "plain"
+    document.write(ours, {}, 0.0)
+    plain.write_text("")
+    assert ours.stat().st_mode == plain.stat().st_mode
+
+
+@pytest.mark.parametrize("name", ["missing/out.json", "."])
+def test_a_path_that_cannot_be_written_is_found_before(tmp_path, name):
+    with pytest.raises(document.OutputError, match="name a file in"):
+        document.check_writable(tmp_path / name)
+
+
+def test_the_guarantees_replace_only_what_stands_between_the_markers():
+    text = f"before\n{guarantees.BEGIN}\nold\n{guarantees.END}\nafter\n"
+    new = guarantees.inserted(text, "new")
+    assert new == f"before\n{guarantees.BEGIN}\nnew\n{guarantees.END}\nafter\n"
+    assert guarantees.inserted(new, "new") == new
+
+
+def test_a_readme_without_markers_is_an_error_that_shows_them():
+    with pytest.raises(InvrefError, match=re.escape(guarantees.BEGIN)):
+        guarantees.inserted("no markers", "new")
+
+
+def test_the_guarantees_have_one_row_per_record():
+    run = {"torch": "2", "python": "3", "cpu": "some", "date": "2024-07-23T00:00:00"}
+    rows = guarantees.table([record(), record("failed")], run).splitlines()
+    assert len([row for row in rows if row.startswith("| gelu_tanh | float32 | 4,278,190,080 |")]) == 2
+    assert "≤ 1.06e-4" in rows[2]
+    assert rows[-1] == "torch 2, Python 3, some, 2024-07-23."

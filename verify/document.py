@@ -1,0 +1,95 @@
+"""The JSON file of a verification: the records, and the machine and versions that they belong to.
+
+Guarantees that a file is either whole or untouched, and that a path that cannot be written is found before the work
+starts. Must not know how anything is measured or printed.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import tempfile
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import invref
+from invref.errors import InvrefError
+from verify.record import Record
+
+_PACKAGES = {"torch": "torch", "numpy": "numpy", "numba": "numba", "flint": "python-flint", "invref": "invref"}
+
+
+class OutputError(InvrefError, OSError):
+    """A file that cannot be written."""
+
+
+def environment(seconds: float) -> dict[str, Any]:
+    """The run: versions, decoder tables, processor, cores, platform, date (UTC) and wall-clock seconds."""
+    return {
+        "python": platform.python_version(),
+        **{name: version(package) for name, package in _PACKAGES.items()},
+        "cpu": _cpu(),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "tables": tables(),
+        "platform": f"{platform.system()} {platform.machine()}",
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "seconds": round(seconds, 3),
+    }
+
+
+def tables() -> dict[str, str]:
+    """The hash of each decoder table that ships: results say which coefficients they belong to."""
+    folder = Path(invref.__file__).parent / "tables"
+    return {path.stem: json.loads(path.read_text())["sha256"] for path in sorted(folder.glob("*.json"))}
+
+
+def check_writable(path: Path) -> None:
+    """Raises OutputError where `write` would fail, so that nobody finds out after the work."""
+    if path.is_dir():
+        raise OutputError(f"cannot write {path}: it is a folder; name a file in it")
+    try:
+        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=".invref-"):
+            pass
+    except OSError as error:
+        raise OutputError(f"cannot write {path} ({error.strerror}): name a file in a folder you may write") from None
+
+
+def write(path: Path, content: Mapping[str, Any], seconds: float) -> None:
+    """Writes `content` and the `run` in one step: a reader sees the old file or the new one."""
+    document = {"run": environment(seconds), **content}
+    text = json.dumps(document, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+    with tempfile.NamedTemporaryFile("w", dir=path.parent, prefix=".invref-", delete=False, encoding="utf-8") as file:
+        try:
+            file.write(text)
+            file.close()
+            # A temporary file is private to its owner; the result gets the rights of any other new file.
+            mask = os.umask(0)
+            os.umask(mask)
+            Path(file.name).chmod(0o666 & ~mask)
+            Path(file.name).replace(path)
+        except BaseException:
+            Path(file.name).unlink(missing_ok=True)
+            raise
+
+
+def write_records(path: Path, records: Sequence[Record], seconds: float) -> None:
+    """Writes `{"run": ..., "records": [...]}`."""
+    write(path, {"records": [record.to_json() for record in records]}, seconds)
+
+
+def read(path: Path) -> list[Record]:
+    """The records of a file that `write_records` made."""
+    return [Record.from_json(record) for record in json.loads(path.read_text(encoding="utf-8"))["records"]]
+
+
+def _cpu() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(names, "") or platform.processor() or platform.machine()

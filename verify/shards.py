@@ -1,0 +1,120 @@
+"""Shards of the float32 inputs, and where the results of finished ones are kept.
+
+Guarantees that the shards cover every finite input once, each inside one monotone piece; that a result on disk is
+whole or absent; and that results are only reused by the same code on the same formula, target and framework.
+Must not know what a result says.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import tempfile
+from dataclasses import dataclass, fields
+from pathlib import Path
+from zipfile import BadZipFile
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+import invref
+from invref.errors import InputError
+from verify.oracle import Oracle, Range
+from verify.scan import BLOCK, Tally
+from verify.targets import Target
+
+SIZE = 1 << 24
+
+
+@dataclass(frozen=True)
+class Shard:
+    """The float32 ordinals first ≤ o < stop, all on one monotone piece."""
+
+    index: int
+    part: Range
+    first: int
+    stop: int
+
+
+@dataclass
+class Result:
+    """What a shard gave: its tally, and the hulls of its blocks of `BLOCK` inputs (the last may be shorter)."""
+
+    tally: Tally
+    hull_y: NDArray[np.int32]
+    hull_slope: NDArray[np.float32]
+
+
+def plan(oracle: Oracle, size: int = SIZE) -> list[Shard]:
+    """All finite float32 inputs, from the left, in shards of at most `size` inputs; `BLOCK` must divide `size`."""
+    starts = [(part, first) for part in oracle.ranges for first in range(part.first, part.stop, size)]
+    return [Shard(i, part, first, min(first + size, part.stop)) for i, (part, first) in enumerate(starts)]
+
+
+def part_of(shards: list[Shard], part: tuple[int, int]) -> list[Shard]:
+    """Part I of N (from 1): every N-th shard, so that parts take about equally long. InputError for too many parts."""
+    index, count = part
+    if count > len(shards):
+        raise InputError(f"cannot split into {count} parts: ask for {len(shards)} or fewer")
+    return shards[index - 1 :: count]
+
+
+class Store:
+    """Results in a folder, one file a shard; with no folder nothing is kept."""
+
+    def __init__(self, folder: Path | None, target: Target) -> None:
+        self.folder = folder / f"{target.name}-float32-{fingerprint(target)}" if folder else None
+        if self.folder:
+            self.folder.mkdir(parents=True, exist_ok=True)
+
+    def load(self, shard: Shard) -> Result | None:
+        """The shard's result, None if it is not there (or not readable, after a crash of the disk)."""
+        path = self._path(shard)
+        if path is None or not path.is_file():
+            return None
+        try:
+            with path.open("rb") as file, np.load(file) as data:
+                tally = Tally(**{f.name: data[f.name] for f in fields(Tally)})
+                tally.inputs = int(tally.inputs)
+                return Result(tally, data["hull_y"], data["hull_slope"])
+        except (OSError, ValueError, KeyError, BadZipFile):
+            return None
+
+    def save(self, shard: Shard, result: Result) -> None:
+        """Keep the result; a reader sees all of it or nothing."""
+        path = self._path(shard)
+        if path is None:
+            return
+        with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".part", delete=False) as file:
+            np.savez(file, **vars(result.tally), hull_y=result.hull_y, hull_slope=result.hull_slope)
+        Path(file.name).replace(path)
+
+    def clear(self) -> None:
+        """Forget this target's results: the next run measures afresh."""
+        if self.folder:
+            for path in self.folder.iterdir():
+                path.unlink()
+            self.folder.rmdir()
+
+    def _path(self, shard: Shard) -> Path | None:
+        return self.folder / f"shard-{shard.index:04d}.npz" if self.folder else None
+
+
+def sources(target: Target) -> list[Path]:
+    """The files whose content decides a result: both packages, the tables, and where the layer is written."""
+    ours = Path(inspect.getfile(invref)).parent
+    files = {*ours.rglob("*.py"), *ours.rglob("*.json"), *Path(__file__).parent.glob("*.py")}
+    if inspect.isfunction(target.layer):
+        files.add(Path(inspect.getfile(target.layer)))
+    return sorted(files)
+
+
+def fingerprint(target: Target) -> str:
+    """A hash of all that a result depends on: sources and tables, framework and processor, formula and target."""
+    digest = hashlib.sha256()
+    for path in sources(target):
+        digest.update(path.name.encode() + b"\0" + path.read_bytes())
+    for text in (target.formula.text, target.label, target.forward, torch.__version__, str(SIZE), str(BLOCK)):
+        digest.update(text.encode() + b"\0")
+    return digest.hexdigest()[:16]

@@ -1,0 +1,197 @@
+"""Verify one layer in one format: run its inputs, apply the checks, and write the record.
+
+Guarantees that the record's count is the number of inputs that were run, that a verdict never claims more inputs than
+that, and that a check that does not hold makes it `failed`. Must not know how the inputs are run.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from invref import formats
+from invref.errors import InputError
+from invref.formats import Format
+from invref.formulas import Formula
+from verify import batches, checks, findings, limits, sampling, shards, sweep32, sweep64
+from verify.findings import Findings
+from verify.measure import measure
+from verify.oracle import FLOAT32, Oracle
+from verify.record import Check, Record
+from verify.scan import Tally
+from verify.targets import Target
+
+Progress = Callable[[int, int], None]
+"""Told (inputs done, inputs in all)."""
+
+SPAN = 4096
+"""Consecutive inputs on each side of a landmark in a sampled run."""
+
+
+@cache
+def oracle_of(formula: Formula) -> Oracle:
+    """One oracle a formula, kept: its boxes serve all formats."""
+    return Oracle(formula)
+
+
+def run(
+    target: Target,
+    dtype_name: str,
+    *,
+    shard: tuple[int, int] = (1, 1),
+    samples: int | None = None,
+    progress: Progress | None = None,
+    state_dir: Path | None = None,
+    inputs: Callable[[Format], Tensor] | None = None,
+) -> Record:
+    """Verify `target` on every finite input of the format, or on landmarks and `samples` random ones.
+
+    float64 is always sampled, 16-bit formats never are: all of their inputs take a second. `shard` = (I, N) runs part
+    I of N of the float32 inputs; other formats are not split, each part runs them whole.
+    With `state_dir`, finished shards are kept there until a run has them all: an interrupted run resumes, and once
+    every part has run, a run of all is their merger. `inputs` replaces the inputs of a 16-bit format
+    (for the verifier's own tests). Raises InputError for a bad shard or number of samples.
+    """
+    fmt = formats.get(dtype_name)
+    if not 1 <= shard[0] <= shard[1]:
+        raise InputError(f"no part {shard[0]} of {shard[1]}: parts are numbered from 1")
+    if samples is not None and samples < 1:
+        raise InputError(f"cannot check {samples} samples: ask for 1 or more")
+    start = time.perf_counter()
+    report = progress or (lambda done, total: None)
+    with batches.one_thread() as threads:
+        if fmt.bits == 64:
+            found = sweep64.run(target, oracle_of(target.formula), samples or sweep64.SAMPLES, threads, report)
+        elif fmt.bits == 16:
+            found = _sixteen(target, fmt, (inputs or all_inputs)(fmt), report)
+        elif samples is not None:
+            found = _sampled(target, samples, report)
+        else:
+            found = _float32(target, shard, state_dir, threads, report)
+        found.checks[:0] = [_count(found)]
+        found.checks += limits.limits(target, fmt)
+    verdict = found.verdict if all(check.holds for check in found.checks) else "failed"
+    return Record(
+        activation=target.name,
+        formula=target.formula.text,
+        target=target.label,
+        forward=target.forward,
+        dtype=fmt.name,
+        device="cpu",
+        inputs=found.inputs,
+        coverage=found.coverage,
+        verdict=verdict,
+        worst_error=found.worst_error,
+        worst_input=found.worst_input,
+        error_floor=found.floor,
+        excess_error=found.worst_error - found.floor,
+        native_error=found.native_error,
+        nonfinite_gradients=found.nonfinite,
+        bound=found.bound,
+        seconds=time.perf_counter() - start,
+        reproduce=_command(target, fmt, found),
+        checks=found.checks,
+    )
+
+
+def all_inputs(fmt: Format) -> Tensor:
+    """Every finite value of a 16-bit format."""
+    return fmt.tensor(fmt.first_ordinal, fmt.finite_count)
+
+
+def _sixteen(target: Target, fmt: Format, x: Tensor, report: Progress) -> Findings:
+    oracle = oracle_of(target.formula)
+    long = measure(target, fmt, oracle, x, batches.together)
+    report(x.numel(), 2 * x.numel())
+    short = measure(target, fmt, oracle, x, batches.in_slices)
+    report(2 * x.numel(), 2 * x.numel())
+    coverage = f"all {fmt.finite_count:,} finite inputs, twice: as one tensor, and {batches.SLICE} at a time"
+    paths = [findings.Path(long.tally, long.floor), findings.Path(short.tally, short.floor, checks.SCALAR)]
+    distinct = np.unique(fmt.ordinals(x).numpy()).size
+    return findings.of_paths(fmt, oracle, paths, distinct, fmt.finite_count, coverage, "exhausted")
+
+
+def _sampled(target: Target, samples: int, report: Progress) -> Findings:
+    oracle = oracle_of(target.formula)
+    window = sweep32.around_turning_points(oracle)
+    chosen = FLOAT32.from_ordinals(torch.from_numpy(sampling.ordinals(FLOAT32, oracle, samples, SPAN)))
+    x = torch.cat([chosen, window])
+    x = FLOAT32.from_ordinals(FLOAT32.ordinals(x).unique())
+    # Repeating the last input fills the last vector, so that none falls to the scalar tail.
+    long = measure(
+        target, FLOAT32, oracle, torch.cat([x, x[-1:].expand(-x.numel() % batches.VECTOR)]), batches.together
+    )
+    report(x.numel(), x.numel())
+    coverage = f"{x.numel():,} inputs: {samples:,} random ones, landmarks, and {_around(window)}"
+    paths = [findings.Path(long.tally, long.floor), *_scalar_path(target, oracle, window)]
+    return findings.of_paths(FLOAT32, oracle, paths, x.numel(), x.numel(), coverage, "sampled")
+
+
+def _float32(
+    target: Target, shard: tuple[int, int], state_dir: Path | None, threads: int, report: Progress
+) -> Findings:
+    oracle = oracle_of(target.formula)
+    plan = shards.plan(oracle)
+    chosen = shards.part_of(plan, shard)
+    whole = len(chosen) == len(plan)
+    expected = FLOAT32.finite_count if whole else sum(s.stop - s.first for s in chosen)
+    store = shards.Store(state_dir, target)
+    done = 0
+
+    def step(inputs: int) -> None:
+        nonlocal done
+        done += inputs
+        report(done, expected)
+
+    results = sweep32.run_shards(target, oracle, chosen, store, threads, step)
+    tally = Tally()
+    for piece in chosen:
+        tally.add(results[piece.index].tally)
+    window = sweep32.around_turning_points(oracle)
+    if whole:
+        floor = sweep32.whole_floor(target, oracle, plan, results)
+        coverage = "all " + f"{expected:,} finite inputs"
+    else:
+        floor = measure(target, FLOAT32, oracle, window, batches.together).floor
+        coverage = f"part {shard[0]}/{shard[1]} of the finite inputs, error floor from {_around(window)}"
+    scalar = _scalar_path(target, oracle, window)
+    if scalar:
+        coverage += f"; {_around(window)} also {batches.SLICE} at a time"
+    paths = [findings.Path(tally, floor), *scalar]
+    found = findings.of_paths(
+        FLOAT32, oracle, paths, tally.inputs, expected, coverage, "exhausted" if whole else "sampled"
+    )
+    if whole:
+        store.clear()
+    return found
+
+
+def _scalar_path(target: Target, oracle: Oracle, window: Tensor) -> list[findings.Path]:
+    """The inputs around the turning points through the scalar tail, which may round y otherwise."""
+    if not window.numel():
+        return []
+    short = measure(target, FLOAT32, oracle, window, batches.in_slices)
+    return [findings.Path(short.tally, short.floor, checks.SCALAR)]
+
+
+def _around(window: Tensor) -> str:
+    return f"the {window.numel():,} around turning points"
+
+
+def _count(found: Findings) -> Check:
+    holds = found.inputs == found.expected
+    return Check("count", float(found.inputs), float(found.expected), holds)
+
+
+def _command(target: Target, fmt: Format, found: Findings) -> str:
+    """The command that reproduces the worst input, or the run where there is none."""
+    command = f"python -m verify gradient {target.name} --dtype {fmt.name}"
+    if ":" in target.label:
+        command += f" --target {target.label}"
+    return command + (f" --input {found.worst_input.bits}" if found.worst_input else "")

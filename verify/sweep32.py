@@ -1,0 +1,142 @@
+"""float32: every finite input, shard by shard on all cores, then the error floor over all of them.
+
+Guarantees that every input of the shards asked for is run once through the vector body, and those around each turning
+point through the scalar tail as well. Must not know bounds or verdicts.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from itertools import groupby
+
+import numba
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from verify import batches, floor
+from verify.measure import arrays_of, frame_of
+from verify.oracle import FLOAT32, Oracle
+from verify.scan import BLOCK, Tally, tally_up
+from verify.shards import Result, Shard, Store
+from verify.targets import Target
+
+CHUNK = 1 << 18
+"""Inputs at a time: small enough for the cache, large enough that a call's overhead does not count."""
+
+WINDOW = 1 << 16
+"""Inputs on each side of a turning point that are also run through the scalar tail."""
+
+
+def inputs_at(ordinals: NDArray[np.int64]) -> Tensor:
+    """The float32 values with these ordinals; the largest value for those beyond."""
+    clipped = ordinals.clip(max=FLOAT32.largest_ordinal).astype(np.int32)
+    return torch.from_numpy(clipped ^ ((clipped >> 31) & 0x7FFFFFFF)).view(torch.float32)
+
+
+@numba.njit(nogil=True, cache=True)  # type: ignore[untyped-decorator]
+def _consecutive(first: int, count: int, last: int) -> NDArray[np.int32]:
+    """Bit patterns of `count` float32 from ordinal `first` on, the last one repeated beyond ordinal `last`."""
+    patterns = np.empty(count, np.int32)
+    for i in range(count):
+        ordinal = min(first + i, last)
+        patterns[i] = ordinal ^ ((ordinal >> 63) & 0x7FFFFFFF)
+    return patterns
+
+
+def run_shard(target: Target, oracle: Oracle, shard: Shard, step: Callable[[int], None]) -> Result:
+    """Run and tally one shard; `step` is told the number of inputs done since it was last called."""
+    count = -(-(shard.stop - shard.first) // BLOCK)
+    result = Result(Tally(), np.empty((count, 2), np.int32), np.empty((count, 2), np.float32))
+    frame = frame_of(oracle, shard.part, FLOAT32)
+    output = oracle.outputs[shard.part.piece.index]
+    for first in range(shard.first, shard.stop, CHUNK):
+        size = min(CHUNK, shard.stop - first)
+        blocks = slice((first - shard.first) // BLOCK, (first - shard.first + size - 1) // BLOCK + 1)
+        # A whole number of vectors runs, so that nothing falls to the scalar tail; only `size` inputs count.
+        patterns = _consecutive(first, -(-size // BLOCK) * BLOCK, FLOAT32.largest_ordinal)
+        arrays = arrays_of(target, torch.from_numpy(patterns).view(torch.float32), batches.together)
+        slopes = np.empty((blocks.stop - blocks.start, 2))
+        inputs = tuple(array[:size] for array in arrays)
+        tally_up(inputs, oracle.slopes, output, frame, result.tally, result.hull_y[blocks], slopes)
+        result.hull_slope[blocks] = _outward(slopes)
+        step(size)
+    return result
+
+
+def _outward(slopes: NDArray[np.float64]) -> NDArray[np.float32]:
+    """(least, largest) pairs rounded to float32, never inwards."""
+    rounded = slopes.astype(np.float32)
+    inward = np.stack([rounded[:, 0] > slopes[:, 0], rounded[:, 1] < slopes[:, 1]], axis=1)
+    return np.where(inward, np.nextafter(rounded, np.array([-np.inf, np.inf], np.float32)), rounded)
+
+
+def run_shards(
+    target: Target, oracle: Oracle, chosen: list[Shard], store: Store, threads: int, step: Callable[[int], None]
+) -> dict[int, Result]:
+    """The results of the chosen shards by index, from the store where they are there."""
+    lock = threading.Lock()
+
+    def locked_step(inputs: int) -> None:
+        with lock:
+            step(inputs)
+
+    def work(shard: Shard) -> Result:
+        torch.set_num_threads(1)
+        result = run_shard(target, oracle, shard, locked_step)
+        store.save(shard, result)
+        return result
+
+    results: dict[int, Result] = {}
+    # Built before the threads start: both would build them otherwise.
+    _ = oracle.slopes, oracle.outputs, oracle.tails
+    pool = ThreadPoolExecutor(threads)
+    try:
+        futures = {}
+        for shard in chosen:
+            found = store.load(shard)
+            if found:
+                results[shard.index] = found
+                locked_step(found.tally.inputs)
+            else:
+                futures[pool.submit(work, shard)] = shard
+        for future in as_completed(futures):
+            results[futures[future].index] = future.result()
+    finally:
+        # An error or an interruption ends the run once the shards under way are done and stored.
+        pool.shutdown(wait=True, cancel_futures=True)
+    return results
+
+
+def whole_floor(target: Target, oracle: Oracle, plan: list[Shard], results: dict[int, Result]) -> float:
+    """The error floor's maximum over all inputs of all shards, by branch and bound."""
+    pieces = groupby(plan, lambda shard: shard.part.piece.index)
+    return float(np.max([piece_floor(target, oracle, list(piece), results) for _, piece in pieces]))
+
+
+def piece_floor(target: Target, oracle: Oracle, plan: list[Shard], results: dict[int, Result]) -> float:
+    """The error floor's maximum over the inputs of some shards of one piece, which must be neighbours."""
+    stop = plan[-1].stop
+    hulls = floor.Hulls(
+        np.concatenate([np.arange(s.first, s.stop, BLOCK, dtype=np.int64) for s in plan]),
+        np.concatenate([results[s.index].hull_y for s in plan]),
+        np.concatenate([results[s.index].hull_slope for s in plan]),
+    )
+
+    def inputs(first: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+        ordinals = (first[:, None] + np.arange(BLOCK)).ravel()
+        x = inputs_at(ordinals)
+        y, _ = batches.together(target.layer, x)
+        real = ordinals < stop
+        return FLOAT32.ordinals(y).numpy()[real], oracle.derivative(x.numpy())[real]
+
+    return floor.search(hulls, inputs)
+
+
+def around_turning_points(oracle: Oracle) -> Tensor:
+    """`WINDOW` inputs on each side of every turning point."""
+    windows = [np.arange(part.first - WINDOW, part.first + WINDOW) for part in oracle.ranges[1:]]
+    return inputs_at(np.unique(np.concatenate(windows))) if windows else torch.empty(0)
