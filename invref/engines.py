@@ -198,6 +198,12 @@ def _on_tensors(function: Callable[[torch.Tensor], torch.Tensor]) -> Callable[[V
     return lambda z: function(z if isinstance(z, torch.Tensor) else torch.tensor(z, dtype=torch.float64))
 
 
+def _torch_sigmoid(z: torch.Tensor) -> torch.Tensor:
+    """Sigmoid as 1 minus its small complement for z > 0: rounded once near 1, where torch's own is rounded twice."""
+    small = torch.sigmoid(-z.abs())
+    return torch.where(z > 0, 1 - small, small)
+
+
 TORCH = Engine(
     "torch",
     float,
@@ -209,6 +215,6 @@ TORCH = Engine(
         "erf": _on_tensors(torch.erf),
         "erfc": _on_tensors(torch.special.erfc),
         "tanh": _on_tensors(torch.tanh),
-        "sigmoid": _on_tensors(torch.sigmoid),
+        "sigmoid": _on_tensors(_torch_sigmoid),
     },
 )

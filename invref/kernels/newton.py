@@ -10,12 +10,14 @@ from __future__ import annotations
 from functools import cache
 
 import numpy as np
+import sympy
 import torch
 from torch import Tensor
 
 from invref import formulas
 from invref.decoders import Decoder
-from invref.engines import TORCH
+from invref.engines import TORCH, evaluate
+from invref.formulas import Formula
 
 STEPS = 6
 """Newton steps: the bracket leaves a relative error of 1e-2, which squares at each step; the rest is reserve."""
@@ -60,17 +62,25 @@ def _polynomial(decoder: Decoder, t: Tensor) -> Tensor:
 
 def _solved(decoder: Decoder, y: Tensor, right: bool) -> Tensor:
     formula = formulas.get(decoder.activation)
+    derivative = _derivative(formula)
     xs, ys = (knots.to(y.device) for knots in _grid(decoder, right))
     above = torch.searchsorted(ys, y).clamp(1, len(ys) - 1)
     lower, upper = xs[above - 1], xs[above]
     x = (lower + upper) / 2
     for _ in range(STEPS):
-        f, slope = formula.evaluate(x, TORCH), formula.evaluate(x, TORCH, order=1)
+        f, slope = formula.evaluate(x, TORCH), evaluate(derivative, x, TORCH)
         step = (f - y) / slope if right else torch.log(f / y) * (f / slope)
         x = torch.where(torch.isfinite(step), x - step, x)
         x = torch.minimum(torch.maximum(x, torch.minimum(lower, upper)), torch.maximum(lower, upper))
+    g: Tensor = evaluate(derivative, x, TORCH)
     # Where y has underflowed to zero on the left nothing is left to solve: the limit of f' is 0 there.
-    return formula.evaluate(x, TORCH, order=1) if right else torch.where(y == 0, y, formula.evaluate(x, TORCH, order=1))
+    return g if right else torch.where(y == 0, y, g)
+
+
+@cache
+def _derivative(formula: Formula) -> sympy.Expr:
+    """f' with its outermost product multiplied out: near 1 that is one large term plus a small one, rounded once less."""
+    return sympy.expand_mul(formula.derivative(1), deep=False)
 
 
 @cache
