@@ -204,6 +204,13 @@ def exact_slopes(formula: Formula, x: NDArray[np.float64]) -> NDArray[np.float64
         return np.array([float(formula.evaluate(arb(value), ARB, 1).mid()) for value in x.tolist()])
 
 
+def exact_errors(formula: Formula, x: NDArray[np.float64], dx: NDArray[np.float64]) -> NDArray[np.float64]:
+    """|dx - f'(x)| for float64 arrays of shape (n,), one at a time from Arb: upper bounds rounded to nearest."""
+    with precision(_BITS):
+        pairs = zip(x.tolist(), dx.tolist(), strict=True)
+        return np.array([float(abs(arb(d) - formula.evaluate(arb(v), ARB, 1)).upper()) for v, d in pairs])
+
+
 def _counting(piece: Piece) -> tuple[int, int]:
     """Ordinals of the least and the largest float32 y that count: `CLEARANCE` ulp from a turning value, or all."""
     ends = [(piece.left_limit, isfinite(piece.left)), (piece.right_limit, isfinite(piece.right))]
