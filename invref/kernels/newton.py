@@ -79,7 +79,7 @@ def _solved(decoder: Decoder, y: Tensor, right: bool) -> Tensor:
 
 @cache
 def _derivative(formula: Formula) -> sympy.Expr:
-    """f' with its outermost product multiplied out: near 1 a large term plus a small one, which is rounded once less."""
+    """f' with its outermost product multiplied out: near 1 a large term plus a small one, rounded once less."""
     return sympy.expand_mul(formula.derivative(1), deep=False)
 
 
