@@ -38,6 +38,12 @@ class Certified:
     residual: mpmath.mpf
     error_bound: mpmath.mpf
 
+    def __str__(self) -> str:
+        """The digits that are certified, and the error bound."""
+        relative = self.error_bound / abs(self.value) if self.value else mpmath.mpf(0)
+        digits = int(-mpmath.log10(relative)) if relative else 50
+        return f"{mpmath.nstr(self.value, digits)} ± {mpmath.nstr(self.error_bound, 2)}"
+
 
 def value(formula: str | Formula, x: Any, digits: int = 50) -> Certified:
     """f(x) to `digits` significant digits. FormulaError for a bad formula, RangeError where f(x) is not real."""

@@ -5,6 +5,7 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
+import invref
 from invref import reference
 from invref.engines import MPMATH
 from invref.errors import FormulaError, RangeError
@@ -129,3 +130,12 @@ def test_pieces_between_two_turning_points_are_inverted_too():
     got = reference.inverse("x / (1 + x**2)", 0.25, 1)
     with mpmath.workdps(60):
         assert abs(got.value - 2 * (1 - mpmath.sqrt(3) / 2)) < mpmath.mpf(10) ** -50
+
+
+def test_a_certified_value_prints_the_digits_that_it_certifies() -> None:
+    printed, bound = str(invref.reference.inverse("gelu", "0.3", 1, digits=60)).split(" ± ")
+    assert len(printed.removeprefix("0.")) == 60
+    # Its last digit is worth 10^-60: printing rounds by half of that, on top of the bound.
+    with mpmath.workdps(80):
+        assert abs(invref.reference.value("gelu", printed, 70).value - mpmath.mpf("0.3")) <= mpmath.mpf(10) ** -60
+        assert mpmath.mpf(bound) <= mpmath.mpf(10) ** -60
