@@ -1,5 +1,7 @@
 """The reference's certificates are true when checked with more digits, also where the inverse is ill conditioned."""
 
+import sys
+
 import mpmath
 import pytest
 from hypothesis import assume, given, settings
@@ -7,7 +9,7 @@ from hypothesis import strategies as st
 
 import invref
 from invref import reference
-from invref.engines import MPMATH
+from invref.engines import MPMATH, to_mpf
 from invref.errors import FormulaError, RangeError
 from invref.formulas import CATALOGUE, get
 from invref.pieces import turning_points
@@ -139,3 +141,15 @@ def test_a_certified_value_prints_the_digits_that_it_certifies() -> None:
     with mpmath.workdps(80):
         assert abs(invref.reference.value("gelu", printed, 70).value - mpmath.mpf("0.3")) <= mpmath.mpf(10) ** -60
         assert mpmath.mpf(bound) <= mpmath.mpf(10) ** -60
+
+
+@pytest.mark.parametrize("name", CATALOGUE)
+@pytest.mark.parametrize("x", [sys.float_info.max, -sys.float_info.max, 1e35, -1e35, -(2.0**100), -(2.0**101)])
+def test_the_engines_agree_out_to_the_ends_of_float64(name: str, x: float) -> None:
+    for function in ("value", "derivative", "second_derivative"):
+        exact = getattr(invref.reference, function)(name, x, 40)
+        ball = getattr(invref.enclosure, function)(name, x, 40)
+        # Both are good to a relative 1e-40; exp(-x²) of the two engines is compared as exact numbers.
+        difference = abs(to_mpf(ball) - exact.value)
+        with mpmath.workdps(60):
+            assert difference <= 3 * mpmath.mpf(10) ** -40 * abs(exact.value)

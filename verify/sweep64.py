@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from dataclasses import replace
+from math import inf
 
 import numpy as np
 import torch
@@ -117,6 +119,9 @@ def _findings(
         check("zero tail sign", worst(against, zero), 0.0),
         check("one tail", worst(error, one), FLOAT64.ulp(1.0)),
     ]
+    if not finite.all():
+        name, first = "non-finite gradients of the framework's own", worst((~finite).astype(float), ~finite)
+        checks.append(replace(check(name, first, inf), measured=float((~finite).sum()), bound=None))
     return Findings(
         inputs=ordinals.size,
         expected=ordinals.size,
