@@ -21,7 +21,7 @@ from invref.errors import ProofError, RangeError
 from invref.formulas import Formula, get
 from invref.pieces import piece as piece_of
 from invref.pieces import turning_points
-from invref.reference import bracketed_newton
+from invref.reference import ROUNDED, bracketed_newton
 
 GUARD_BITS = 32
 MOST_BITS = 1 << 15
@@ -106,16 +106,16 @@ def at_turning_value(formula: Formula, y: arb, index: int, digits: int) -> arb |
     """A ball around the end of the piece that contains the inverse of y, when `digits` digits cannot tell y from y*.
 
     With h the ball's radius, f changes at least by min|f''| h²/2 inside it, so a y closer to y* is taken there. A y
-    beyond y* has no inverse, but counts as y* when it is out by less than 10^-digits y*.
+    beyond y* has no inverse, but counts as y* when it is out by its own rounding.
     """
     for number in _ends(formula, index):
-        x, turning_value = turning_point(formula, number, 2 * digits)
-        with precision(_bits(2 * digits)):
+        x, turning_value = turning_point(formula, number, 2 * max(digits, ROUNDED))
+        with precision(_bits(2 * max(digits, ROUNDED))):
             inside = (y - turning_value) * (1 if turning_points(formula)[number].minimum else -1)
             radius = (x.abs_lower() if x.abs_lower() > 0 else arb(1)) * arb(10) ** -digits / 4
             box = arb(x.mid(), radius.upper() + x.rad())
             reached = formula.evaluate(box, ARB, 2).abs_lower() * radius * radius / 2
-            if -inside < turning_value.abs_lower() * arb(10) ** -digits and inside < reached:
+            if -inside < turning_value.abs_lower() * arb(10) ** -max(digits, ROUNDED) and inside < reached:
                 return box
     return None
 

@@ -67,7 +67,7 @@ def _memory_order(x: Tensor) -> list[int]:
 
 
 def _flat(x: Tensor, order: list[int]) -> Tensor:
-    return x.permute(order).reshape(-1)
+    return x.resolve_neg().permute(order).reshape(-1)
 
 
 def _apply(name: str, x: Tensor, forward: Callable[[Tensor], Tensor], inplace: bool = False) -> Tensor:
@@ -89,16 +89,16 @@ def _gelu_tanh(x: Tensor) -> Tensor:
     return torch.nn.functional.gelu(x, approximate="tanh")
 
 
-def gelu(x: Tensor, approximate: str = "none") -> Tensor:
+def gelu(input: Tensor, approximate: str = "none") -> Tensor:  # noqa: A002
     """GELU, x * Phi(x) ("none") or its tanh form ("tanh"); any shape, strides preserved as torch preserves them.
 
     Raises InputError for tensors that are not bfloat16, float16, float32 or float64, FormulaError for another
     `approximate`. Source: D. Hendrycks and K. Gimpel, arXiv 1606.08415.
     """
     if approximate == "none":
-        return _apply("gelu", x, _gelu)
+        return _apply("gelu", input, _gelu)
     if approximate == "tanh":
-        return _apply("gelu_tanh", x, _gelu_tanh)
+        return _apply("gelu_tanh", input, _gelu_tanh)
     raise FormulaError(f"approximate={approximate!r} is unknown: use 'none' or 'tanh'")
 
 
@@ -110,10 +110,10 @@ def _silu_inplace(x: Tensor) -> Tensor:
     return torch.nn.functional.silu(x, inplace=True)
 
 
-def silu(x: Tensor, inplace: bool = False) -> Tensor:
-    """SiLU, x * sigmoid(x); any shape, strides preserved as torch preserves them; `inplace` overwrites x.
+def silu(input: Tensor, inplace: bool = False) -> Tensor:  # noqa: A002
+    """SiLU, x * sigmoid(x); any shape, strides preserved as torch preserves them; `inplace` overwrites the input.
 
     Raises InputError for tensors that are not bfloat16, float16, float32 or float64.
     Source: S. Elfwing, E. Uchibe and K. Doya, arXiv 1702.03118.
     """
-    return _apply("silu", x, _silu_inplace if inplace else _silu, inplace)
+    return _apply("silu", input, _silu_inplace if inplace else _silu, inplace)

@@ -13,16 +13,19 @@ from dataclasses import dataclass
 from typing import Any, TypeVar, cast
 
 import mpmath
+import sympy
 
 from invref.engines import MPMATH
 from invref.errors import ProofError, RangeError
-from invref.formulas import Formula, get
+from invref.formulas import Formula, X, get
 from invref.pieces import GUARD, Piece, piece, turning_points
 
 Number = TypeVar("Number")
 """mpf or exact arb."""
 FARTHEST = mpmath.mpf(2) ** 40_000
 """How far out an end of a bracket is sought."""
+ROUNDED = 30
+"""A y beyond the turning value by less than this many digits (or as many as are asked for) is y*, rounded."""
 ATTEMPTS = 8
 """How often the working precision is doubled before giving up."""
 
@@ -43,6 +46,9 @@ class Certified:
         relative = self.error_bound / abs(self.value) if self.value else mpmath.mpf(0)
         digits = int(-mpmath.log10(relative)) if relative else 50
         return f"{mpmath.nstr(self.value, digits)} ± {mpmath.nstr(self.error_bound, 2)}"
+
+
+MOST_DIGITS = 10_000
 
 
 def value(formula: str | Formula, x: Any, digits: int = 50) -> Certified:
@@ -76,10 +82,16 @@ def inverse(formula: str | Formula, y: Any, piece: int, digits: int = 50) -> Cer
 
 
 def derivative_from_output(formula: str | Formula, y: Any, piece: int, digits: int = 50) -> Certified:
-    """g(y, piece) = f'(x) at the x on that piece with f(x) = y; residual f(x̂) - y. Exactly 0 at the turning value."""
+    """g(y, piece) = f'(x) at the x on that piece with f(x) = y; residual f(x̂) - y.
+
+    At the turning value, as far as `digits` digits can tell, it is 0 with an absolute error bound.
+    """
     formula, target = get(formula), _number(y, digits)
     if _at_turning_value(formula, target, piece, digits) is not None:
-        return Certified(mpmath.mpf(0), inverse(formula, target, piece, digits).residual, mpmath.mpf(0))
+        root = inverse(formula, target, piece, digits)
+        change = derivative(formula, root.value + root.error_bound, digits)
+        # f' is 0 at the turning point itself: what it may be at the true x is bounded by its change, with a factor 2.
+        return Certified(mpmath.mpf(0), root.residual, 2 * abs(change.value))
     work = digits + GUARD
     for _ in range(ATTEMPTS):
         root = inverse(formula, target, piece, work)
@@ -132,8 +144,13 @@ def bracketed_newton(
 
 def _number(number: Any, digits: int) -> mpmath.mpf:
     """`number` as an mpf: exactly for floats, integers and mpf, decimal text rounded with a generous guard."""
+    if not 1 <= digits <= MOST_DIGITS:
+        raise RangeError(f"cannot give {digits} digits: ask for 1 to {MOST_DIGITS:,}")
     with mpmath.workdps(max(2 * digits + GUARD, 400)):
-        result = mpmath.mpf(number)
+        try:
+            result = mpmath.mpf(number.item() if hasattr(number, "item") else number)
+        except (TypeError, ValueError):
+            raise RangeError(f"{number!r} is not a number: give a float, an integer, an mpf or decimal text") from None
     if not mpmath.isfinite(result):
         raise RangeError(f"{number} is not a finite number: limits are in invref.pieces")
     return result
@@ -151,6 +168,9 @@ def _evaluate(formula: Formula, order: int, x: Any, digits: int) -> Certified:
             if not isinstance(better, mpmath.mpf) or mpmath.isnan(better):
                 raise RangeError(f"{formula.name} has no real value at x = {mpmath.nstr(argument, 20)}")
             residual = rough - better
+            if not better and not _is_root(formula, order, argument):
+                # Two precisions that agree on 0 may both have lost a small value, as log(1 + exp(-400)) does.
+                continue
             if abs(residual) <= abs(better) * mpmath.mpf(10) ** -digits / 2:
                 # One unit of the finer precision covers a difference that is lost in both.
                 return Certified(better, residual, abs(residual) + abs(better) * mpmath.mpf(10) ** (1 - work))
@@ -158,13 +178,20 @@ def _evaluate(formula: Formula, order: int, x: Any, digits: int) -> Certified:
     raise ProofError(f"{formula.name}: derivative {order} at x = {mpmath.nstr(argument, 20)} does not settle")
 
 
+def _is_root(formula: Formula, order: int, x: mpmath.mpf) -> bool:
+    """Whether sympy proves that the derivative is exactly 0 at x."""
+    exact = sympy.Rational(*mpmath.libmp.to_rational(x._mpf_))
+    return bool(formula.derivative(order).subs(X, exact).is_zero)
+
+
 def _at_turning_value(formula: Formula, y: mpmath.mpf, index: int, digits: int) -> mpmath.mpf | None:
-    """The end of the piece if `digits` digits of x cannot tell y from y*, or y is out by less than 10^-digits y*."""
-    for turn in turning_points(formula, 2 * digits)[max(index - 1, 0) : index + 1]:
+    """The end of the piece if `digits` digits of x cannot tell y from y*, or y is out by its own rounding."""
+    beyond = mpmath.mpf(10) ** -max(digits, ROUNDED)
+    for turn in turning_points(formula, 2 * max(digits, ROUNDED))[max(index - 1, 0) : index + 1]:
         with mpmath.workdps(2 * digits + GUARD):
             inside = y - turn.y if turn.minimum else turn.y - y
             width = (abs(turn.x) or 1) * mpmath.mpf(10) ** -digits / 4
-            if -abs(turn.y) * mpmath.mpf(10) ** -digits < inside < abs(turn.curvature) / 2 * width**2:
+            if -abs(turn.y) * beyond < inside < abs(turn.curvature) / 2 * width**2:
                 return turn.x
     return None
 

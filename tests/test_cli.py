@@ -251,3 +251,16 @@ def test_a_surviving_mutant_exits_1_and_is_named(monkeypatch, capsys, tmp_path):
     assert "SURVIVED" in out
     assert "harmless (nothing is wrong): must fail gradient error; failed nothing" in out
     assert json.loads(path.read_text())["mutants"][0]["caught"] is False
+
+
+@pytest.mark.parametrize(
+    "text", ["import sys\nsys.exit(0)\n", "def f(x:\n", "1 / 0\n", "def f(x):\n    raise SystemExit(0)\n"]
+)
+def test_a_target_that_exits_or_does_not_load_is_bad_input(tmp_path, text):
+    (tmp_path / "odd_target.py").write_text(text)
+    done = subprocess.run(
+        [sys.executable, "-m", "verify", "gradient", "gelu", "--dtype", "bfloat16", "--target", "odd_target:f"],
+        cwd=tmp_path, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert len(done.stderr.strip().splitlines()) == 1

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from invref.decoders import load
 from invref.formats import FORMATS
 from invref.kernels import cpu, naive, newton, sidebits
+from invref.kernels.compiled import compiled
 
 FLOAT32 = FORMATS["float32"]
 NAMES = ("gelu", "gelu_tanh", "silu")
@@ -104,3 +105,10 @@ def test_newton_in_float64_is_far_closer_to_the_truth_than_the_float32_decoder(n
         # |f''| < 1 throughout, and the ulp of y is at most 2^-52 |y|.
         slack = 16 * 2.0**-52 * (1 + y.abs() / exact.abs().clamp(min=1e-300)).clamp(max=1e12)
         assert ((g - exact).abs() <= slack).all()
+
+
+def test_where_numba_finds_no_place_for_its_cache_it_compiles_all_the_same() -> None:
+    # A function that stands in no file has no place for a cache, like one in a read-only installation.
+    namespace: dict[str, object] = {}
+    exec("def double(x):\n    return x + x\n", namespace)
+    assert compiled()(namespace["double"])(21) == 42

@@ -19,7 +19,7 @@ from invref import functional
 from invref.decoders import load
 from invref.errors import FormulaError, InputError, TwiceError
 from invref.formats import BY_DTYPE, FORMATS
-from invref.kernels import naive, newton
+from invref.kernels import dispatch, naive, newton
 
 LAYERS = {
     "gelu": (functional.gelu, native.gelu),
@@ -257,3 +257,34 @@ def test_importing_the_layers_does_not_import_the_heavy_libraries() -> None:
     )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert run.stdout.strip() == "[]"
+
+
+@dtypes
+def test_lazily_negated_tensors_are_taken_as_torch_takes_them(dtype: torch.dtype) -> None:
+    if dtype == torch.bfloat16:
+        lazy = torch._neg_view(torch.linspace(-3, 3, 50).to(dtype))
+    else:
+        lazy = torch._neg_view(torch.linspace(-3, 3, 50, dtype=dtype))
+    assert lazy.is_neg()
+    for name in LAYERS:
+        y, dx = run(name, lazy, torch._neg_view(torch.ones_like(lazy)))
+        expected = run(name, lazy.resolve_neg(), -torch.ones(50, dtype=dtype))
+        assert torch.equal(bits(y), bits(expected[0]))
+        assert torch.equal(bits(dx), bits(expected[1]))
+
+
+def test_functions_take_their_argument_under_torchs_name() -> None:
+    x = torch.randn(10)
+    assert torch.equal(functional.gelu(input=x), native.gelu(input=x))
+    assert torch.equal(functional.silu(input=x), native.silu(input=x))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_long_tensors_are_decoded_in_pieces_to_the_same_bits(dtype: torch.dtype) -> None:
+    n = 2 * dispatch.CHUNK + 777
+    x = torch.linspace(-6, 6, n, dtype=torch.float64).to(dtype)
+    y, dx = run("silu", x, torch.ones_like(x))
+    starts = range(0, n, dispatch.CHUNK)
+    parts = [slice(start, start + dispatch.CHUNK) for start in starts]
+    expected = torch.cat([expected_gradient("silu", x[p], y[p], torch.ones_like(y[p])) for p in parts])
+    assert torch.equal(bits(dx), bits(expected))

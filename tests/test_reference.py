@@ -3,6 +3,7 @@
 import sys
 
 import mpmath
+import numpy as np
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
@@ -153,3 +154,36 @@ def test_the_engines_agree_out_to_the_ends_of_float64(name: str, x: float) -> No
         difference = abs(to_mpf(ball) - exact.value)
         with mpmath.workdps(60):
             assert difference <= 3 * mpmath.mpf(10) ** -40 * abs(exact.value)
+
+
+def test_few_digits_do_not_turn_a_small_derivative_into_an_exact_zero() -> None:
+    rough = invref.reference.derivative_from_output("gelu", -0.1699712074799036, 0, digits=7)
+    truth = invref.reference.derivative_from_output("gelu", -0.1699712074799036, 0, digits=40)
+    assert truth.value != 0
+    assert abs(rough.value - truth.value) <= rough.error_bound + truth.error_bound
+
+
+@pytest.mark.parametrize("engine", [invref.reference, invref.enclosure])
+@pytest.mark.parametrize("digits", [1, 2, 7, 50])
+def test_a_y_below_the_turning_value_is_refused_at_any_number_of_digits(engine, digits: int) -> None:
+    for y in (-0.18, -0.171, -0.17 - 1e-4):
+        with pytest.raises(RangeError, match="outside the range"):
+            engine.inverse("gelu", y, 0, digits=digits)
+
+
+def test_a_value_lost_at_every_precision_is_not_certified_as_zero() -> None:
+    # log(1 + exp(-400)) is 1.9e-174: 1 + exp(-400) rounds to 1 at fewer than 174 digits.
+    found = invref.reference.value("log(1 + exp(x))", -400)
+    exact = invref.enclosure.value("log(1 + exp(x))", -400)
+    with mpmath.workdps(60):
+        assert abs(found.value - to_mpf(exact)) <= mpmath.mpf(10) ** -49 * abs(found.value)
+
+
+def test_bad_numbers_and_digits_are_one_clear_error() -> None:
+    for digits in (0, -20, 10**9):
+        with pytest.raises(RangeError, match="ask for 1 to"):
+            invref.reference.value("gelu", 1.0, digits)
+    for number in (None, "one", [1.0]):
+        with pytest.raises(RangeError, match="is not a number"):
+            invref.reference.value("gelu", number)
+    assert invref.reference.value("gelu", np.float32(0.5)) == invref.reference.value("gelu", 0.5)

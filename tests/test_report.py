@@ -3,6 +3,7 @@
 import io
 import json
 import math
+import os
 import re
 
 import pytest
@@ -159,3 +160,17 @@ def test_the_guarantees_have_one_row_per_record():
     assert len([row for row in rows if row.startswith("| gelu_tanh | float32 | 4,278,190,080 |")]) == 2
     assert "≤ 1.06e-4" in rows[2]
     assert rows[-1] == "torch 2, Python 3, some, 2024-07-23."
+
+
+def test_results_follow_a_link_and_never_replace_a_device(tmp_path):
+    target, link, pipe = tmp_path / "real.json", tmp_path / "link.json", tmp_path / "pipe"
+    link.symlink_to(target)
+    document.write(link, {"a": 1}, 0.0)
+    assert link.is_symlink()
+    assert json.loads(target.read_text())["a"] == 1
+    os.mkfifo(pipe)
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    document.write(pipe, {"a": 2}, 0.0)
+    assert json.loads(os.read(reader, 1 << 16))["a"] == 2
+    os.close(reader)
+    assert pipe.is_fifo()

@@ -331,3 +331,28 @@ def test_the_worst_of_float64_values_is_nan_where_there_is_one():
     worst.take(np.array([5.0]), np.array([13]))
     assert np.isnan(worst.value)
     assert worst.at == 11
+
+
+def test_a_nan_on_the_vector_path_alone_fails_its_limit():
+    def layer(x):
+        y = GELU.layer(x)
+        if x.numel() >= 64 and bool((x == 1e20).all()):
+            y = y + (x - x.detach()) * torch.nan
+        return y
+
+    record = sweep.run(replace(GELU, layer=layer), "float64", samples=100)
+    assert "gradient at 1e20" in failed(record)
+
+
+def test_inputs_that_no_piece_takes_fail_the_count(monkeypatch):
+    oracle = sweep.oracle_of(GELU.formula)
+    monkeypatch.setitem(vars(oracle), "ranges", oracle.ranges[1:])
+    record = sweep.run(GELU, "bfloat16")
+    assert "count" in failed(record)
+    assert record.verdict == "failed"
+
+
+def test_a_foreign_layer_is_told_its_decoder_error_but_not_held_to_it():
+    record = sweep.run(replace(GELU, foreign=True), "float32", samples=5000)
+    assert not failed(record)
+    assert any(check.name == "decoder error" and check.bound is None for check in record.checks)

@@ -21,12 +21,12 @@ from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from types import FrameType
-from typing import NoReturn
+from typing import NoReturn, TypeVar
 
 from invref import formats
 from invref.errors import InputError, InvrefError
 from verify import document, mutants, report, single, sweep, targets
-from verify.progress import Bar, Step
+from verify.progress import Bar
 from verify.record import Record
 from verify.targets import Target
 
@@ -38,6 +38,10 @@ class _Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         raise InputError(f"{message} (see {self.prog} --help)")
+
+
+MOST_SAMPLES = 100_000_000
+Result = TypeVar("Result")
 
 
 def parser() -> argparse.ArgumentParser:
@@ -94,15 +98,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _gradient(options: argparse.Namespace) -> int:
     requests = _requests(options)
     shard = _shard(options.shard)
-    if options.samples is not None and options.samples < 1:
-        raise InputError(f"--samples {options.samples} checks nothing: ask for 1 or more")
+    if options.samples is not None and not 1 <= options.samples <= MOST_SAMPLES:
+        raise InputError(f"cannot check {options.samples} samples: ask for 1 or more, up to {MOST_SAMPLES:,}")
     if options.device != "cpu":
         raise InputError(f"unknown device {options.device!r}: use cpu")
     if options.json:
         document.check_writable(options.json)
-    if options.input:
+    if options.input is not None:
+        if options.json:
+            raise InputError("--input shows one input and writes no records: leave out --json")
         for target, dtype in requests:
-            print("\n".join(single.show(target, dtype, options.input)))
+            show = partial(single.show, target, dtype, options.input)
+            print("\n".join(_foreign(show) if options.target else show()))
         return PASSED
 
     state = _state(options, requests)
@@ -113,7 +120,7 @@ def _gradient(options: argparse.Namespace) -> int:
             for target, dtype in requests:
                 step = bar.job(f"{target.name} {dtype} ({len(records) + 1} of {len(requests)})")
                 run = partial(sweep.run, target, dtype, shard=shard, samples=options.samples, state_dir=state)
-                records.append(_foreign(run, step) if options.target else run(progress=step))
+                records.append(_foreign(partial(run, progress=step)) if options.target else run(progress=step))
     except KeyboardInterrupt:
         kept = f"finished parts are kept in {state}: the same command resumes" if state else "nothing was kept"
         print(f"invref-verify: interrupted; {kept}", file=sys.stderr)
@@ -141,13 +148,13 @@ def _one_interrupt() -> Iterator[None]:
         signal.signal(signal.SIGINT, before)
 
 
-def _foreign(run: Callable[..., Record], step: Step) -> Record:
+def _foreign(run: Callable[[], Result]) -> Result:
     """A run of somebody else's function: whatever that raises is bad input, not a crash of ours."""
     try:
-        return run(progress=step)
+        return run()
     except InvrefError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise InputError(f"the target raised {type(error).__name__}: {error}; try it on a tensor by itself") from error
 
 
@@ -204,9 +211,9 @@ def _known(what: str, name: str, names: Iterable[str]) -> str:
 
 def _shard(text: str) -> tuple[int, int]:
     index, _, count = text.partition("/")
-    if index.isdecimal() and count.isdecimal() and 1 <= int(index) <= int(count):
+    if len(text) < 20 and index.isdecimal() and count.isdecimal() and 1 <= int(index) <= int(count):
         return int(index), int(count)
-    raise InputError(f"bad shard {text!r}: write I/N with 1 ≤ I ≤ N, as in 2/8")
+    raise InputError(f"bad shard {text[:30]!r}: write I/N with 1 ≤ I ≤ N, as in 2/8")
 
 
 def _state(options: argparse.Namespace, requests: Sequence[tuple[Target, str]]) -> Path | None:

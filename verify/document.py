@@ -62,6 +62,11 @@ def write(path: Path, content: Mapping[str, Any], seconds: float) -> None:
     """Writes `content` and the `run` in one step: a reader sees the old file or the new one."""
     document = {"run": environment(seconds), **content}
     text = json.dumps(document, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+    path = path.resolve()
+    if path.exists() and not path.is_file():
+        # A device or a pipe is written to, never replaced.
+        path.write_text(text, encoding="utf-8")
+        return
     with tempfile.NamedTemporaryFile("w", dir=path.parent, prefix=".invref-", delete=False, encoding="utf-8") as file:
         try:
             file.write(text)

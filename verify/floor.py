@@ -10,9 +10,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from math import nan
 
-import numba
 import numpy as np
 from numpy.typing import NDArray
+
+from invref.kernels.compiled import compiled
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
@@ -43,12 +44,12 @@ class Hulls:
     """Hulls over blocks of consecutive inputs of one monotone piece, in any order.
 
     `first`: int64 (n,), the ordinal of each block's first input; `y`: int32 (n, 2), least and largest ordinal of y;
-    `slope`: float32 (n, 2), f' of the block's inputs lies between the two.
+    `slope`: float64 (n, 2), least and largest f' of the block's inputs.
     """
 
     first: Ints
     y: NDArray[np.int32]
-    slope: NDArray[np.float32]
+    slope: Floats
 
 
 def search(hulls: Hulls, inputs: Callable[[Ints], tuple[Ints, Floats]]) -> float:
@@ -100,7 +101,7 @@ def search(hulls: Hulls, inputs: Callable[[Ints], tuple[Ints, Floats]]) -> float
 _MERGED = np.iinfo(np.int64).min
 
 
-def _merge(codes: NDArray[np.int32], slope: NDArray[np.float32]) -> tuple[Ints, Floats, Floats]:
+def _merge(codes: NDArray[np.int32], slope: Floats) -> tuple[Ints, Floats, Floats]:
     """One entry for each code among blocks with a single code: the code, its least and its largest f'."""
     found, inverse = np.unique(codes, return_inverse=True)
     least, largest = np.full(found.size, np.inf), np.full(found.size, -np.inf)
@@ -109,7 +110,7 @@ def _merge(codes: NDArray[np.int32], slope: NDArray[np.float32]) -> tuple[Ints, 
     return found.astype(np.int64), least, largest
 
 
-@numba.njit(nogil=True, cache=True)  # type: ignore[untyped-decorator]
+@compiled()
 def _bounds(low: Ints, high: Ints, below: Floats, above: Floats, start: Ints, stop: Ints) -> Floats:
     """Half the hull of f' over all blocks that meet each block."""
     bound = np.empty(low.size, np.float64)

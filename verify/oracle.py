@@ -11,7 +11,6 @@ from functools import cached_property
 from math import inf
 from typing import Any
 
-import numba
 import numpy as np
 from flint import arb
 from mpmath import isfinite
@@ -22,6 +21,7 @@ from invref.engines import ARB, precision
 from invref.errors import ProofError
 from invref.formats import Format
 from invref.formulas import Formula
+from invref.kernels.compiled import compiled
 from invref.pieces import Piece, pieces, turning_points
 from invref.taylor import Boxes
 
@@ -43,7 +43,7 @@ _COEFFICIENTS = 8
 _BITS = 128
 
 
-@numba.njit(nogil=True, cache=True)  # type: ignore[untyped-decorator]
+@compiled()
 def box_of(first: Any, ordinal: int, hint: int) -> int:
     """Index of the box that holds `ordinal`: the last one whose first ordinal is not above it (0 if there is none)."""
     last = first.size - 1
@@ -59,7 +59,7 @@ def box_of(first: Any, ordinal: int, hint: int) -> int:
     return low
 
 
-@numba.njit(nogil=True, cache=True)  # type: ignore[untyped-decorator]
+@compiled()
 def evaluate(table: Table, values: Any, out: Any) -> None:
     """Write the boxes' polynomial at each float32 of `values` to `out` (float64); NaN where no box holds the value.
 

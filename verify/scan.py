@@ -9,10 +9,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-import numba
 import numpy as np
 from numpy.typing import NDArray
 
+from invref.kernels.compiled import compiled
 from verify.oracle import TAIL, Table, evaluate
 
 BLOCK = 1024
@@ -30,8 +30,8 @@ class Frame(NamedTuple):
     """What the kernel must know of the inputs it is given, all of one monotone piece.
 
     `slope` is the sign of f' there; y of ordinals low ≤ o ≤ high count for the decoder error; x < left and x > right
-    are tails; half an ulp of a gradient in [2^e, 2^(e+1)) is `half_ulp` 2^e, at least `least_half_ulp` (with 0 for
-    `half_ulp` there is no BEYOND_ROUNDING).
+    are tails, where f' is within `tail` of 0 or 1; half an ulp of a gradient in [2^e, 2^(e+1)) is `half_ulp` 2^e, at
+    least `least_half_ulp` (with 0 for `half_ulp` there is no BEYOND_ROUNDING).
     """
 
     slope: float
@@ -41,6 +41,7 @@ class Frame(NamedTuple):
     right: float
     half_ulp: float
     least_half_ulp: float
+    tail: float = TAIL
 
 
 @dataclass
@@ -69,12 +70,12 @@ class Tally:
         self.inputs += other.inputs
 
 
-@numba.njit(nogil=True, cache=True)  # type: ignore[untyped-decorator]
+@compiled()
 def _ordinal(pattern: int) -> int:
     return pattern ^ ((pattern >> 31) & 0x7FFFFFFF)
 
 
-@numba.njit(nogil=True, cache=True)  # type: ignore[untyped-decorator]
+@compiled()
 def _keep(errors: Any, n: int, x: Any, slot: int, worst: Any, where: Any) -> int:
     """Compares the non-negative `errors` as integers with the worst so far; returns the largest, as an integer."""
     patterns = errors.view(np.int64)
@@ -90,7 +91,7 @@ def _keep(errors: Any, n: int, x: Any, slot: int, worst: Any, where: Any) -> int
     return int(top)
 
 
-@numba.njit(nogil=True, cache=True)  # type: ignore[untyped-decorator]
+@compiled()
 def _count(flags: Any, n: int, x: Any, slot: int, counts: Any, where: Any) -> None:
     for i in range(n):
         if flags[i]:
@@ -99,7 +100,7 @@ def _count(flags: Any, n: int, x: Any, slot: int, counts: Any, where: Any) -> No
             counts[slot] += 1
 
 
-@numba.njit(nogil=True, cache=True)  # type: ignore[untyped-decorator]
+@compiled()
 def _hull(ybits: Any, slopes: Any, n: int, hull_y: Any, hull_slope: Any) -> None:
     """Least and largest ordinal of y, and least and largest f' (NaN if any is), of a block."""
     low = high = _ordinal(ybits[0])
@@ -120,7 +121,7 @@ def _hull(ybits: Any, slopes: Any, n: int, hull_y: Any, hull_slope: Any) -> None
     hull_slope[:] = ends.view(np.float64)
 
 
-@numba.njit(nogil=True, cache=True)  # type: ignore[untyped-decorator]
+@compiled()
 def scan(
     arrays: tuple[Any, ...],
     derivative: Table,
@@ -202,17 +203,17 @@ def scan(
 
         if not ((xs[0] < frame.left) | (xs[n - 1] > frame.right)):
             continue
-        if (ends[0] < TAIL) & (ends[1] > -TAIL):
+        if (ends[0] < frame.tail) & (ends[1] > -frame.tail):
             for i in range(n):
-                tail = ((xs[i] < frame.left) | (xs[i] > frame.right)) & (abs(slopes[i]) < TAIL)
+                tail = ((xs[i] < frame.left) | (xs[i] > frame.right)) & (abs(slopes[i]) < frame.tail)
                 part[i] = abs(dxs[i]) if tail else 0.0
                 against = -frame.slope * dxs[i]
                 decoded[i] = abs(0.0 if (against < 0.0) | (not tail) else against)
             _keep(part, n, xbits, ZERO_TAIL, worst, worst_at)
             _keep(decoded, n, xbits, WRONG_SIGN, worst, worst_at)
-        if (ends[0] < 1.0 + TAIL) & (ends[1] > 1.0 - TAIL):
+        if (ends[0] < 1.0 + frame.tail) & (ends[1] > 1.0 - frame.tail):
             for i in range(n):
-                tail = ((xs[i] < frame.left) | (xs[i] > frame.right)) & (abs(1.0 - slopes[i]) < TAIL)
+                tail = ((xs[i] < frame.left) | (xs[i] > frame.right)) & (abs(1.0 - slopes[i]) < frame.tail)
                 part[i] = error[i] if tail else 0.0
             _keep(part, n, xbits, ONE_TAIL, worst, worst_at)
 

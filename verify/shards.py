@@ -1,7 +1,8 @@
 """Shards of the float32 inputs, and where the results of finished ones are kept.
 
 Guarantees that the shards cover every finite input once, each inside one monotone piece; that a result on disk is
-whole or absent; and that results are only reused by the same code on the same formula, target and framework.
+whole or absent; and that results are only reused by the same code on the same formula, target and framework: of layers
+that were not written here nothing is kept, since their sources are not known.
 Must not know what a result says.
 """
 
@@ -9,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import inspect
+import shutil
 import tempfile
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -43,7 +45,7 @@ class Result:
 
     tally: Tally
     hull_y: NDArray[np.int32]
-    hull_slope: NDArray[np.float32]
+    hull_slope: NDArray[np.float64]
 
 
 def plan(oracle: Oracle, size: int = SIZE) -> list[Shard]:
@@ -64,7 +66,7 @@ class Store:
     """Results in a folder, one file a shard; with no folder nothing is kept."""
 
     def __init__(self, folder: Path | None, target: Target) -> None:
-        self.folder = folder / f"{target.name}-float32-{fingerprint(target)}" if folder else None
+        self.folder = folder / f"{target.name}-float32-{fingerprint(target)}" if folder and not target.foreign else None
         if self.folder:
             self.folder.mkdir(parents=True, exist_ok=True)
 
@@ -77,8 +79,11 @@ class Store:
             with path.open("rb") as file, np.load(file) as data:
                 tally = Tally(**{f.name: data[f.name] for f in fields(Tally)})
                 tally.inputs = int(tally.inputs)
-                return Result(tally, data["hull_y"], data["hull_slope"])
-        except (OSError, ValueError, KeyError, BadZipFile):
+                result = Result(tally, data["hull_y"], data["hull_slope"])
+                blocks = -(-(shard.stop - shard.first) // BLOCK)
+                whole = tally.inputs == shard.stop - shard.first
+                return result if whole and result.hull_y.shape == result.hull_slope.shape == (blocks, 2) else None
+        except (OSError, EOFError, ValueError, KeyError, BadZipFile):
             return None
 
     def save(self, shard: Shard, result: Result) -> None:
@@ -86,16 +91,18 @@ class Store:
         path = self._path(shard)
         if path is None:
             return
-        with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".part", delete=False) as file:
-            np.savez(file, **vars(result.tally), hull_y=result.hull_y, hull_slope=result.hull_slope)
-        Path(file.name).replace(path)
+        try:
+            with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".part", delete=False) as file:
+                np.savez(file, **vars(result.tally), hull_y=result.hull_y, hull_slope=result.hull_slope)
+            Path(file.name).replace(path)
+        except OSError:
+            # A full disk, or another run that has cleared the folder: the verdict does not depend on what is kept.
+            return
 
     def clear(self) -> None:
         """Forget this target's results: the next run measures afresh."""
         if self.folder:
-            for path in self.folder.iterdir():
-                path.unlink()
-            self.folder.rmdir()
+            shutil.rmtree(self.folder, ignore_errors=True)
 
     def _path(self, shard: Shard) -> Path | None:
         return self.folder / f"shard-{shard.index:04d}.npz" if self.folder else None

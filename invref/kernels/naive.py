@@ -28,7 +28,7 @@ def derivative(decoder: Decoder, y: Tensor, side: Tensor, fmt: str) -> Tensor:
     """g(y, s) in float32, shape of y.
 
     y: float32 outputs (those of narrower formats widened), side: bool, same shape; fmt: name of the format in which y
-    was stored, which selects the clamp. NaN comes out only for y = NaN, and for +inf on the left.
+    was stored, which selects the clamp. NaN comes out only for y = NaN, and for y > 0 on the left (from x = +inf).
     """
     clamp = decoder.clamps[fmt]
     high, low = decoder.turning_value(np.float32)
