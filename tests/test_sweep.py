@@ -356,3 +356,11 @@ def test_a_foreign_layer_is_told_its_decoder_error_but_not_held_to_it():
     record = sweep.run(replace(GELU, foreign=True), "float32", samples=5000)
     assert not failed(record)
     assert any(check.name == "decoder error" and check.bound is None for check in record.checks)
+
+
+def test_finished_shards_stay_where_the_caller_keeps_them(small, tmp_path):
+    first = sweep.run(GELU, "float32", state_dir=tmp_path, keep=True)
+    assert list(tmp_path.rglob("*.npz"))
+    again = sweep.run(GELU, "float32", state_dir=tmp_path)
+    assert replace(again, seconds=0.0) == replace(first, seconds=0.0)
+    assert not list(tmp_path.rglob("*.npz"))

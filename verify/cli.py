@@ -25,7 +25,7 @@ from typing import NoReturn, TypeVar
 
 from invref import formats
 from invref.errors import InputError, InvrefError
-from verify import document, mutants, report, single, sweep, targets
+from verify import document, mutants, report, shards, single, sweep, targets
 from verify.progress import Bar
 from verify.record import Record
 from verify.targets import Target
@@ -119,7 +119,9 @@ def _gradient(options: argparse.Namespace) -> int:
         with _one_interrupt(), Bar() as bar:
             for target, dtype in requests:
                 step = bar.job(f"{target.name} {dtype} ({len(records) + 1} of {len(requests)})")
-                run = partial(sweep.run, target, dtype, shard=shard, samples=options.samples, state_dir=state)
+                run = partial(
+                    sweep.run, target, dtype, shard=shard, samples=options.samples, state_dir=state, keep=True
+                )
                 records.append(_foreign(partial(run, progress=step)) if options.target else run(progress=step))
     except KeyboardInterrupt:
         kept = f"finished parts are kept in {state}: the same command resumes" if state else "nothing was kept"
@@ -128,6 +130,11 @@ def _gradient(options: argparse.Namespace) -> int:
     if options.json:
         document.write_records(options.json, records, time.monotonic() - start)
     report.show(records)
+    if state and shard == (1, 1) and options.samples is None:
+        # Only now: a run interrupted at its last activation must not lose the first ones.
+        for target, dtype in requests:
+            if dtype == "float32":
+                shards.Store(state, target).clear()
     if shard != (1, 1) and state:
         print(f"the part is kept in {state}; once all {shard[1]} have run, run without --shard to put them together")
     return PASSED if all(record.passed for record in records) else VIOLATED

@@ -49,6 +49,7 @@ def run(
     samples: int | None = None,
     progress: Progress | None = None,
     state_dir: Path | None = None,
+    keep: bool = False,
     inputs: Callable[[Format], Tensor] | None = None,
 ) -> Record:
     """Verify `target` on every finite input of the format, or on landmarks and `samples` random ones.
@@ -56,7 +57,8 @@ def run(
     float64 is always sampled, 16-bit formats never are: all of their inputs take a second. `shard` = (I, N) runs part
     I of N of the float32 inputs; other formats are not split, each part runs them whole.
     With `state_dir`, finished shards are kept there until a run has them all: an interrupted run resumes, and once
-    every part has run, a run of all is their merger. `inputs` replaces the inputs of a 16-bit format
+    every part has run, a run of all is their merger; it forgets them then, unless told to `keep` them.
+    `inputs` replaces the inputs of a 16-bit format
     (for the verifier's own tests). Raises InputError for a bad shard or number of samples.
     """
     fmt = formats.get(dtype_name)
@@ -74,7 +76,7 @@ def run(
         elif samples is not None:
             found = _sampled(target, samples, report)
         else:
-            found = _float32(target, shard, state_dir, threads, report)
+            found = _float32(target, shard, state_dir, keep, threads, report)
         found.checks[:0] = [_count(found)]
         found.checks += limits.limits(target, fmt)
     if target.foreign:
@@ -141,7 +143,7 @@ def _sampled(target: Target, samples: int, report: Progress) -> Findings:
 
 
 def _float32(
-    target: Target, shard: tuple[int, int], state_dir: Path | None, threads: int, report: Progress
+    target: Target, shard: tuple[int, int], state_dir: Path | None, keep: bool, threads: int, report: Progress
 ) -> Findings:
     oracle = oracle_of(target.formula)
     plan = shards.plan(oracle)
@@ -174,7 +176,7 @@ def _float32(
     found = findings.of_paths(
         FLOAT32, oracle, paths, tally.inputs, expected, coverage, "exhausted" if whole else "sampled"
     )
-    if whole:
+    if whole and not keep:
         store.clear()
     return found
 
