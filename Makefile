@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 RUN := $(BIN)/python -m verify
 
-.PHONY: verify verify-all reports readme tables mutants test test-all lint venv clean
+.PHONY: verify verify-all reports pages readme tables mutants test test-all lint venv clean
 
 # Every layer in the sixteen-bit formats, and GELU and SiLU over all 4,278,190,080 finite float32 inputs.
 verify: .venv/stamp
@@ -14,10 +14,14 @@ verify: .venv/stamp
 verify-all: .venv/stamp
 	$(RUN) gradient --all --dtype bfloat16 float16 float32 float64
 
-# The committed results behind the README: a full verification, then its table and picture.
+# The committed results: a full verification, then the pages, and the README's table and picture.
 reports: .venv/stamp
 	$(RUN) gradient --all --dtype bfloat16 float16 float32 float64 --json reports/gradient.json
-	$(MAKE) readme
+	$(MAKE) pages readme
+
+# A page per activation and the index, from the committed results.
+pages: .venv/stamp
+	$(RUN) report --all --records reports/gradient.json
 
 readme: .venv/stamp
 	$(BIN)/python -m verify.guarantees

@@ -95,6 +95,31 @@ def tanh(z: arb) -> arb:
     return hull(arb.tanh, z)
 
 
+def softplus(z: arb) -> arb:
+    """log(1 + exp(z))."""
+    return hull(lambda t: t + (-t).exp().log1p() if t >= 0 else t.exp().log1p(), z)
+
+
+def expm1(z: arb) -> arb:
+    """exp(z) - 1."""
+    return hull(arb.expm1, z)
+
+
+def log1p(z: arb) -> arb:
+    """log(1 + z); not a finite ball where z may be ≤ -1."""
+    return hull(arb.log1p, z)
+
+
+def atan(z: arb) -> arb:
+    """Arc tangent."""
+    return hull(arb.atan, z)
+
+
+def atanc(z: arb) -> arb:
+    """pi/2 - atan(z)."""
+    return hull(lambda t: arb.atan2(arb(1), t), z)
+
+
 def gauss(z: arb) -> arb:
     """2/sqrt(pi) exp(-z²)."""
     return even_hull(lambda t: (-t * t).exp(), z) * 2 / arb.pi().sqrt()
@@ -189,6 +214,35 @@ def taylor_erfc(z: arb, count: int) -> list[arb]:
 def taylor_log(z: arb, count: int) -> list[arb]:
     """log(z + h) = log z - Σ (-h/z)^k / k."""
     return [log(z), *(-power(-z, sympy.Integer(-k)) / k for k in range(1, count))]
+
+
+def taylor_softplus(z: arb, count: int) -> list[arb]:
+    """The integral of sigmoid."""
+    return [softplus(z), *(s / (k + 1) for k, s in enumerate(taylor_sigmoid(z, count)[:-1]))]
+
+
+def taylor_expm1(z: arb, count: int) -> list[arb]:
+    """exp - 1."""
+    return [expm1(z), *taylor_exp(z, count)[1:]]
+
+
+def taylor_log1p(z: arb, count: int) -> list[arb]:
+    """As that of log, at 1 + z."""
+    return [log1p(z), *taylor_log(1 + z, count)[1:]]
+
+
+def taylor_atan(z: arb, count: int) -> list[arb]:
+    """The integral of 1 / (1 + z²), whose coefficients satisfy (1 + z²) g_k = -2 z g_(k-1) - g_(k-2)."""
+    whole = 1 + power(z, sympy.Integer(2))
+    slopes = [1 / whole]
+    for k in range(1, count):
+        slopes.append(-(2 * z * slopes[k - 1] + (slopes[k - 2] if k > 1 else 0)) / whole)
+    return [atan(z), *(g / (k + 1) for k, g in enumerate(slopes[:-1]))]
+
+
+def taylor_atanc(z: arb, count: int) -> list[arb]:
+    """pi/2 - atan."""
+    return [atanc(z), *(-c for c in taylor_atan(z, count)[1:])]
 
 
 def taylor_power(z: arb, count: int, exponent: sympy.Rational) -> list[arb]:

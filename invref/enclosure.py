@@ -9,7 +9,7 @@ from __future__ import annotations
 import heapq
 from collections.abc import Callable
 from functools import lru_cache
-from math import inf
+from math import factorial, inf
 from typing import Any
 
 import mpmath
@@ -18,9 +18,10 @@ from flint import arb, arb_series, ctx
 from invref.balls import binomial_shift
 from invref.engines import ARB, SERIES, coefficients, compose, precision, to_arb, variable
 from invref.errors import ProofError, RangeError
-from invref.formulas import Formula, get
+from invref.formulas import Branch, Formula, get
+from invref.language import rational
+from invref.pieces import End, branch_of, ends, landmarks, turning_points
 from invref.pieces import piece as piece_of
-from invref.pieces import turning_points
 from invref.reference import ROUNDED, bracketed_newton
 
 GUARD_BITS = 32
@@ -45,92 +46,114 @@ MOST_BOXES = 4000
 
 def value(formula: str | Formula, x: Any, digits: int = 50) -> arb:
     """A ball that contains f(x), of relative radius ≤ 10^-digits when x is exact, else for all x in the ball."""
-    return _evaluate(get(formula), 0, x, digits)
+    return _evaluate(get(formula), 0, to_arb(x), digits)
 
 
 def derivative(formula: str | Formula, x: Any, digits: int = 50) -> arb:
     """A ball that contains f'(x), as `value`."""
-    return _evaluate(get(formula), 1, x, digits)
+    return _evaluate(get(formula), 1, to_arb(x), digits)
 
 
 def second_derivative(formula: str | Formula, x: Any, digits: int = 50) -> arb:
     """A ball that contains f''(x), as `value`."""
-    return _evaluate(get(formula), 2, x, digits)
+    return _evaluate(get(formula), 2, to_arb(x), digits)
 
 
 def inverse(formula: str | Formula, y: Any, piece: int, digits: int = 50) -> arb:
     """A ball of relative radius ≤ 10^-digits that contains the x on that piece with f(x) = y.
 
-    RangeError when y is outside the piece's range. A y that misses the turning value by less than `digits` digits
-    can show counts as the turning value. ProofError when existence or uniqueness cannot be proved.
+    RangeError when y is outside the piece's range, and on a plateau. A y that misses the value at an end of the piece
+    by less than `digits` digits can show counts as that value. ProofError when existence or uniqueness is not proved.
     """
     formula, target = get(formula), to_arb(y)
-    turning = at_turning_value(formula, target, piece, digits)
-    if turning is not None:
-        return turning
+    end = at_end(formula, target, piece, digits)
+    if end is not None:
+        return end
     return _refine(digits, lambda bits: invert(formula, target, piece, bits), target.is_exact())
 
 
 def derivative_from_output(formula: str | Formula, y: Any, piece: int, digits: int = 50) -> arb:
     """A ball of relative radius ≤ 10^-digits around g(y, piece) = f'(f⁻¹(y)); around 0 at the turning value."""
     formula, target = get(formula), to_arb(y)
-    turning = at_turning_value(formula, target, piece, digits)
-    if turning is not None:
-        return _evaluate(formula, 1, turning, digits)
+    branch = branch_of(formula, piece)
+    end = at_end(formula, target, piece, digits)
+    if end is not None:
+        return _evaluate(branch, 1, end, digits)
     return _refine(
-        digits, lambda bits: formula.evaluate(invert(formula, target, piece, bits), ARB, 1), target.is_exact()
+        digits, lambda bits: branch.evaluate(invert(formula, target, piece, bits), ARB, 1), target.is_exact()
     )
 
 
 @lru_cache(maxsize=256)
 def turning_point(formula: str | Formula, index: int, digits: int = 50) -> tuple[arb, arb]:
-    """Balls that contain the turning point with this number and the turning value, to `digits` digits.
+    """Balls that contain the turning point that is landmark `index` and the turning value, to `digits` digits.
 
     RangeError when there is no such turning point.
     """
     formula = get(formula)
     turns = turning_points(formula, digits)
-    if not 0 <= index < len(turns):
+    if all(turn.index != index for turn in turns):
         raise RangeError(f"{formula.name} has no turning point {index}: it has {len(turns)}")
+    branch = branch_of(formula, index)
+    x = _landmark(formula, index, digits)
     with precision(_bits(digits) + 2 * GUARD_BITS):
-        middle = to_arb(turns[index].x)
+        return x, branch.evaluate(x, ARB)
+
+
+@lru_cache(maxsize=256)
+def _landmark(formula: Formula, index: int, digits: int) -> arb:
+    """A ball that contains the x of a landmark, to `digits` digits."""
+    mark = landmarks(formula, digits)[index]
+    with precision(_bits(digits) + 2 * GUARD_BITS):
+        if mark.exact is not None:
+            return to_arb(rational(mark.exact))
+        branch, middle = branch_of(formula, index), to_arb(mark.x)
         box = arb(middle, (abs(middle) + 1) * arb(10) ** -(digits + 5))
         # Newton on f': pieces proved that there is one turning point near, this proves that it is in the box.
-        newton = middle - formula.evaluate(middle, ARB, 1) / formula.evaluate(box, ARB, 2)
+        newton = middle - branch.evaluate(middle, ARB, 1) / branch.evaluate(box, ARB, 2)
         if not box.contains_interior(newton):
             raise ProofError(f"turning point {index} of {formula.name} is not enclosed: ask for fewer digits")
-        return newton, formula.evaluate(newton, ARB)
+        return newton
 
 
-def at_turning_value(formula: Formula, y: arb, index: int, digits: int) -> arb | None:
+def at_end(formula: Formula, y: arb, index: int, digits: int) -> arb | None:
     """A ball around the end of the piece that contains the inverse of y, when `digits` digits cannot tell y from y*.
 
-    With h the ball's radius, f changes at least by min|f''| h²/2 inside it, so a y closer to y* is taken there. A y
-    beyond y* has no inverse, but counts as y* when it is out by its own rounding.
+    With h the ball's radius, f changes at least by min|f''| h²/2 inside it, so a y closer to the turning value y* is
+    taken there; an end that is known exactly is taken for its own value only. A y beyond y* has no inverse, but counts
+    as y* when it is out by its own rounding.
     """
-    for number in _ends(formula, index):
-        x, turning_value = turning_point(formula, number, 2 * max(digits, ROUNDED))
-        with precision(_bits(2 * max(digits, ROUNDED))):
-            inside = (y - turning_value) * (1 if turning_points(formula)[number].minimum else -1)
+    branch = branch_of(formula, index)
+    for end in ends(formula, index):
+        fine = 2 * max(digits, ROUNDED)
+        x = _landmark(formula, end.mark.index, fine)
+        with precision(_bits(fine)):
+            value_there = branch.evaluate(x, ARB)
+            inside = (y - value_there) * (1 if end.above else -1)
             radius = (x.abs_lower() if x.abs_lower() > 0 else arb(1)) * arb(10) ** -digits / 4
-            box = arb(x.mid(), radius.upper() + x.rad())
-            reached = formula.evaluate(box, ARB, 2).abs_lower() * radius * radius / 2
-            if -inside < turning_value.abs_lower() * arb(10) ** -max(digits, ROUNDED) and inside < reached:
+            if end.mark.exact is None:
+                box = arb(x.mid(), radius.upper() + x.rad())
+                reached = branch.evaluate(box, ARB, 2).abs_lower() * radius * radius / 2
+            else:
+                box, reached = x, arb(0)
+            rounded = value_there.abs_lower() * arb(10) ** -max(digits, ROUNDED)
+            exactly = y.is_exact() and y.is_finite() and inside.contains(0)
+            if exactly or (-inside < rounded and inside < reached):
                 return box
     return None
 
 
-def invert(formula: Formula, y: arb, index: int, bits: int, bracket: tuple[arb, arb] | None = None) -> arb:
+def invert(formula: Formula, y: arb, index: int, bits: int, bracket: tuple[arb, arb, arb] | None = None) -> arb:
     """The inverse at `bits` bits of working precision, proved; its radius is whatever that gives.
 
-    `bracket` narrows the search when the caller knows two points of the piece around the solution.
+    `bracket` narrows the search when the caller knows two points of the piece around the solution, and a guess.
     """
     with precision(bits):
-        middle_y, rising = y.mid(), piece_of(formula, index).increasing
-        low, high, start = _bracket(formula, middle_y, index) if bracket is None else (*bracket, None)
+        middle_y, rising, branch = y.mid(), piece_of(formula, index).increasing, branch_of(formula, index)
+        low, high, start = _bracket(formula, middle_y, index) if bracket is None else bracket
 
         def residual(at: arb) -> tuple[arb, arb]:
-            series = coefficients(formula.evaluate(variable(at, 2), SERIES))
+            series = coefficients(branch.evaluate(variable(at, 2), SERIES))
             gap = series[0] - middle_y
             return arb(0) if gap.contains(0) else gap.mid(), series[1].mid()
 
@@ -141,63 +164,58 @@ def invert(formula: Formula, y: arb, index: int, bits: int, bracket: tuple[arb, 
 
 def _certify(formula: Formula, y: arb, index: int, x: arb, bits: int) -> arb:
     """A ball around the inverse near the approximate inverse x, proved to be on the piece."""
-    error = formula.evaluate(x, ARB) - y
-    newton = x if error.is_zero() else _interval_newton(formula, x, error, bits)
+    branch = branch_of(formula, index)
+    error = branch.evaluate(x, ARB) - y
+    newton = x if error.is_zero() else _interval_newton(branch, x, error, bits)
     if newton is None or not _on_piece(formula, index, newton, bits):
         raise ProofError(f"the inverse of {formula.name} at y = {y.str(20)} on piece {index} is not proved")
     return newton
 
 
-def _interval_newton(formula: Formula, x: arb, error: arb, bits: int) -> arb | None:
+def _interval_newton(branch: Branch, x: arb, error: arb, bits: int) -> arb | None:
     """A ball that holds the one zero near x of f - y, given error = f(x) - y; None when that is not proved."""
-    radius = (error / formula.evaluate(x, ARB, 1)).abs_upper() * 2 + abs(x) * arb(2) ** -bits
+    radius = (error / branch.evaluate(x, ARB, 1)).abs_upper() * 2 + abs(x) * arb(2) ** -bits
     for widening in WIDENINGS:
         box = arb(x, radius * widening)
-        newton = x - error / formula.evaluate(box, ARB, 1)
+        newton = x - error / branch.evaluate(box, ARB, 1)
         if newton.is_finite() and box.contains_interior(newton):
             return newton
     return None
 
 
 def _on_piece(formula: Formula, index: int, x: arb, bits: int) -> bool:
-    """Whether a ball surely lies between the turning points that bound a piece."""
-    for number in _ends(formula, index):
-        end, _ = turning_point(formula, number, int(bits / 3.3))
-        if not (x > end if number < index else x < end):
+    """Whether a ball surely lies between the landmarks that bound a piece."""
+    for end in ends(formula, index):
+        at = _landmark(formula, end.mark.index, int(bits / 3.3))
+        if not (x > at if end.side < 0 else x < at):
             return False
     return True
 
 
-def _ends(formula: Formula, index: int) -> range:
-    """Numbers of the turning points that bound a piece."""
-    piece_of(formula, index)
-    return range(max(index - 1, 0), min(index + 1, len(turning_points(formula))))
-
-
 def _bracket(formula: Formula, y: arb, index: int) -> tuple[arb, arb, arb | None]:
-    """Points around the inverse on an unbounded or bounded piece, and a start for Newton near a turning point."""
+    """Points around the inverse on an unbounded or bounded piece, and a start for Newton near an end where f' is 0."""
     digits = int(ctx.prec * 0.6)
-    branch = piece_of(formula, index, digits)
-    low, high = to_arb(branch.left), to_arb(branch.right)
-    lowest, highest = sorted((branch.left_limit, branch.right_limit))
+    part, branch = piece_of(formula, index, digits), branch_of(formula, index)
+    low, high = to_arb(part.left), to_arb(part.right)
+    lowest, highest = sorted((part.left_limit, part.right_limit))
     if not to_arb(lowest) < y < to_arb(highest):
         raise RangeError(
             f"y = {y.str(20)} is outside the range of {formula.name} on piece {index}, "
             f"({mpmath.nstr(lowest, 20)}, {mpmath.nstr(highest, 20)}): choose a y inside, or another piece"
         )
     start = None
-    for number in _ends(formula, index):
-        turn = turning_points(formula, digits)[number]
-        distance = (2 * abs((y - to_arb(turn.y)) / to_arb(turn.curvature))).sqrt().mid()
-        if distance < 0.5:
-            start = (to_arb(turn.x) + (distance if number < index else -distance)).mid()
-    above = 1 if branch.increasing else -1
+    for end in ends(formula, index, digits):
+        if end.order > 1:
+            distance = _distance(branch, y, end)
+            if distance < 0.5:
+                start = (to_arb(end.mark.x) - end.side * distance).mid()
+    above = 1 if part.increasing else -1
     origin = next((end for end in (low, high) if end.is_finite()), arb(0))
     reach = arb(1)
     while not low.is_finite() or not high.is_finite():
-        if not low.is_finite() and above * (formula.evaluate((origin - reach).mid(), ARB) - y) < 0:
+        if not low.is_finite() and above * (branch.evaluate((origin - reach).mid(), ARB) - y) < 0:
             low = (origin - reach).mid()
-        if not high.is_finite() and above * (formula.evaluate((origin + reach).mid(), ARB) - y) > 0:
+        if not high.is_finite() and above * (branch.evaluate((origin + reach).mid(), ARB) - y) > 0:
             high = (origin + reach).mid()
         reach *= reach if reach > 2 else 2
         if reach > FARTHEST:
@@ -205,13 +223,18 @@ def _bracket(formula: Formula, y: arb, index: int) -> tuple[arb, arb, arb | None
     return low, high, start if start is not None and low < start < high else None
 
 
+def _distance(branch: Branch, y: arb, end: End) -> arb:
+    """About how far from an end f takes the value y, from the first derivative that is not 0 there."""
+    leading = branch.evaluate(to_arb(end.mark.x), ARB, end.order).mid() / factorial(end.order)
+    return (abs((y - to_arb(end.y)) / leading)).root(end.order).mid()
+
+
 def _bits(digits: int) -> int:
     return int(digits * 3.33) + GUARD_BITS
 
 
-def _evaluate(formula: Formula, order: int, x: Any, digits: int) -> arb:
-    argument = to_arb(x)
-    return _refine(digits, lambda _: formula.evaluate(argument, ARB, order), argument.is_exact())
+def _evaluate(function: Formula | Branch, order: int, x: arb, digits: int) -> arb:
+    return _refine(digits, lambda _: function.evaluate(x, ARB, order), x.is_exact())
 
 
 def _refine(digits: int, attempt: Callable[[int], arb], exact: bool) -> arb:
@@ -242,29 +265,30 @@ def signed_root(formula: str | Formula, index: int, x: arb_series) -> arb_series
     formula, count = get(formula), x.prec
     inner = coefficients(x)
     point, turning_value = turning_point(formula, index, int(ctx.prec / 3.3))
-    sign = 1 if turning_points(formula)[index].minimum else -1
+    sign = 1 if landmarks(formula)[index].minimum else -1
+    branch = branch_of(formula, index)
     step = inner[0] - point
     if step.abs_lower() > NEAR and (step.rad() < NARROW or step.abs_upper() > FAR):
-        root = (sign * (_over(formula, inner[0], count) - turning_value)).sqrt()
+        root = (sign * (over(branch, inner[0], count) - turning_value)).sqrt()
         root = root if step > 0 else -root
     else:
         terms = count + EXTRA_TERMS
         with precision(ctx.prec, terms + 2):
             hull = inner[0].union(point)
-            around = coefficients(formula.evaluate(variable(point, terms + 1), SERIES))[2:]
-            around.append(coefficients(formula.evaluate(variable(hull, terms + 2), SERIES))[-1])
+            around = coefficients(branch.evaluate(variable(point, terms + 1), SERIES))[2:]
+            around.append(coefficients(branch.evaluate(variable(hull, terms + 2), SERIES))[-1])
         quotient = arb_series(binomial_shift(around, step, count), prec=count)
         root = variable(step, count) * (sign * quotient).sqrt()
     return compose(root, inner) if any(inner[1:]) else arb_series(coefficients(root)[:1], prec=count)
 
 
-def _over(formula: Formula, x: arb, count: int) -> arb_series:
+def over(branch: Branch, x: arb, count: int) -> arb_series:
     """The series of f over a ball, tighter than direct evaluation: expanded at the midpoint, with a remainder."""
     if x.is_exact():
-        return formula.evaluate(variable(x, count), SERIES)
+        return branch.evaluate(variable(x, count), SERIES)
     with precision(ctx.prec, count + 1):
-        terms = coefficients(formula.evaluate(variable(x.mid(), count), SERIES))
-        terms.append(coefficients(formula.evaluate(variable(x, count + 1), SERIES))[-1])
+        terms = coefficients(branch.evaluate(variable(x.mid(), count), SERIES))
+        terms.append(coefficients(branch.evaluate(variable(x, count + 1), SERIES))[-1])
     return arb_series(binomial_shift(terms, x - x.mid(), count), prec=count)
 
 

@@ -1,4 +1,4 @@
-"""Evaluate one expression tree on four engines: mpmath numbers, Arb balls, Arb power series, torch tensors.
+"""Evaluate one expression tree on any engine: mpmath numbers, Arb balls and power series, intervals, torch tensors.
 
 A formula is written once, as a sympy expression in x; an engine is the small namespace that gives its functions
 a meaning. Enclosures are `balls`' work. This module must not know any activation, and only evaluates.
@@ -8,20 +8,23 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import reduce
+from functools import lru_cache, reduce
+from operator import add, mul
 from typing import Any
 
 import mpmath
 import sympy
 import torch
-from flint import arb, arb_series
+from flint import arb, arb_series, fmpq
 
-from invref import balls
+from invref import balls, intervals
 from invref.balls import coefficients, compose, precision, to_arb, to_mpf, variable
 from invref.errors import FormulaError
+from invref.symbols import erfc, erfcx, expm1, log1p, sigmoid, softplus, tanh
 
 __all__ = [
     "ARB",
+    "INTERVALS",
     "MPMATH",
     "SERIES",
     "TORCH",
@@ -31,8 +34,12 @@ __all__ = [
     "erfc",
     "erfcx",
     "evaluate",
+    "expm1",
+    "log1p",
     "precision",
     "sigmoid",
+    "softplus",
+    "steps",
     "tanh",
     "to_arb",
     "to_mpf",
@@ -40,35 +47,7 @@ __all__ = [
 ]
 
 Value = Any
-"""A number of one of the engines: mpf, arb, arb_series or float64 tensor."""
-
-
-class sigmoid(sympy.Function):  # type: ignore[misc]  # noqa: N801 - the name is the formula language's
-    """1 / (1 + exp(-z)); its derivative is a product, which keeps its relative accuracy in both tails."""
-
-    def fdiff(self, argindex: int = 1) -> sympy.Expr:
-        """Derivative sigmoid(z) sigmoid(-z)."""
-        return sigmoid(self.args[0]) * sigmoid(-self.args[0])
-
-
-class erfc(sympy.Function):  # type: ignore[misc]  # noqa: N801
-    """Complementary error function that, unlike sympy's, never rewrites erfc(-z) to the cancelling 2 - erfc(z)."""
-
-    def fdiff(self, argindex: int = 1) -> sympy.Expr:
-        """Derivative -2/sqrt(pi) exp(-z²)."""
-        return -2 * sympy.exp(-(self.args[0] ** 2)) / sympy.sqrt(sympy.pi)
-
-
-class tanh(sympy.Function):  # type: ignore[misc]  # noqa: N801
-    """Hyperbolic tangent whose derivative is a product, not the cancelling 1 - tanh²."""
-
-    def fdiff(self, argindex: int = 1) -> sympy.Expr:
-        """Derivative 4 sigmoid(2z) sigmoid(-2z)."""
-        return 4 * sigmoid(2 * self.args[0]) * sigmoid(-2 * self.args[0])
-
-
-class erfcx(sympy.Function):  # type: ignore[misc]  # noqa: N801
-    """exp(z²) erfc(z), which decays like 1/z: `pieces` writes derivatives with it to read off their sign."""
+"""A number of one of the engines: mpf, arb, arb_series, Interval or float64 tensor."""
 
 
 @dataclass(frozen=True)
@@ -82,47 +61,114 @@ class Engine:
     functions: dict[str, Callable[[Value], Value]] = field(repr=False)
 
 
-def evaluate(expression: sympy.Expr, x: Value, engine: Engine) -> Value:
-    """Value of `expression` at `x`; repeated subexpressions are evaluated once. FormulaError on unknown functions."""
-    seen: dict[sympy.Expr, Value] = {}
+def evaluate(expression: sympy.Expr, x: Value, engine: Engine, seen: dict[sympy.Expr, Value] | None = None) -> Value:
+    """Value of `expression` at `x`; repeated subexpressions are evaluated once. FormulaError on unknown functions.
 
-    def walk(node: sympy.Expr) -> Value:
-        if node in seen:
-            return seen[node]
+    `seen` keeps the values of subexpressions for further calls at the same x.
+    """
+    values: list[Value] = []
+    for step in _program(expression):
+        if seen is not None and step.node in seen:
+            values.append(seen[step.node])
+            continue
+        operands = [values[i] for i in step.operands]
         result: Value
-        if node.is_Symbol:
-            result = x
-        elif node.is_Rational:
-            result = engine.number(node)
-        elif node is sympy.pi:
-            result = engine.pi()
-        elif node is sympy.E:
-            result = engine.functions["exp"](engine.number(sympy.Integer(1)))
-        elif node.is_Add:
-            result = reduce(lambda a, b: a + b, map(walk, node.args))
-        elif node.is_Mul:
-            result = reduce(lambda a, b: a * b, map(walk, node.args))
-        elif node.is_Pow and node.exp.is_Rational:
-            result = engine.power(walk(node.base), node.exp)
-        else:
-            function = engine.functions.get(node.func.__name__)
-            if function is None:
-                raise FormulaError(f"{engine.name} cannot evaluate {node}: rewrite the formula without it")
-            result = function(walk(node.args[0]))
-        seen[node] = result
-        return result
+        match step.kind:
+            case "x":
+                result = x
+            case "number":
+                result = engine.number(step.node)
+            case "pi":
+                result = engine.pi()
+            case "e":
+                result = engine.functions["exp"](engine.number(sympy.Integer(1)))
+            case "+":
+                result = reduce(add, operands)
+            case "*":
+                result = reduce(mul, operands)
+            case "**":
+                result = engine.power(operands[0], step.node.exp)
+            case _:
+                function = engine.functions.get(step.kind)
+                if function is None:
+                    raise FormulaError(f"{engine.name} cannot evaluate {step.node}: rewrite the formula without it")
+                result = function(operands[0])
+        values.append(result)
+        if seen is not None:
+            seen[step.node] = result
+    return values[-1]
 
-    return walk(expression)
+
+def steps(expression: sympy.Expr) -> int:
+    """Operations that one evaluation takes."""
+    return len(_program(expression))
+
+
+@dataclass(frozen=True)
+class _Step:
+    """One operation on the results of earlier steps."""
+
+    kind: str
+    node: sympy.Expr
+    operands: tuple[int, ...]
+
+
+@lru_cache(maxsize=4096)
+def _program(expression: sympy.Expr) -> tuple[_Step, ...]:
+    """The expression as steps in an order in which they can be taken, each subexpression once."""
+    steps: list[_Step] = []
+    places: dict[sympy.Expr, int] = {}
+
+    def place(node: sympy.Expr) -> int:
+        if node not in places:
+            if node.is_Symbol:
+                kind = "x"
+            elif node.is_Rational:
+                kind = "number"
+            elif node is sympy.pi:
+                kind = "pi"
+            elif node is sympy.E:
+                kind = "e"
+            elif node.is_Add:
+                kind = "+"
+            elif node.is_Mul:
+                kind = "*"
+            elif node.is_Pow and node.exp.is_Rational:
+                kind = "**"
+            else:
+                kind = node.func.__name__
+            inner = () if kind in ("x", "number", "pi", "e") else node.args[:1] if kind == "**" else node.args
+            operands = tuple(place(argument) for argument in inner)
+            places[node] = len(steps)
+            steps.append(_Step(kind, node, operands))
+        return places[node]
+
+    place(expression)
+    return tuple(steps)
 
 
 # --- mpmath -----------------------------------------------------------------------------------------------
 
 
+LARGEST_MAGNITUDE = 200_000
+"""Where the binary exponent of its argument passes this, mpmath's exp is 0 or infinite: else it would fill memory."""
+
+
+def _mp_exp(z: mpmath.mpf) -> mpmath.mpf:
+    if mpmath.isfinite(z) and z != 0 and mpmath.mag(z) > LARGEST_MAGNITUDE:
+        return mpmath.mpf(0) if z < 0 else mpmath.inf
+    return mpmath.exp(z)
+
+
 def _mp_sigmoid(z: mpmath.mpf) -> mpmath.mpf:
     if z >= 0:
-        return 1 / (1 + mpmath.exp(-z))
-    tail = mpmath.exp(z)
+        return 1 / (1 + _mp_exp(-z))
+    tail = _mp_exp(z)
     return tail / (1 + tail)
+
+
+def _mp_softplus(z: mpmath.mpf) -> mpmath.mpf:
+    return mpmath.log1p(_mp_exp(-abs(z))) + max(z, mpmath.mpf(0))
 
 
 def _mp_power(base: mpmath.mpf, exponent: sympy.Rational) -> mpmath.mpf:
@@ -150,12 +196,17 @@ MPMATH = Engine(
     lambda: +mpmath.pi,
     _mp_power,
     {
-        "exp": mpmath.exp,
+        "exp": _mp_exp,
         "log": mpmath.log,
         "erf": mpmath.erf,
         "erfc": _mp_erfc,
-        "tanh": mpmath.tanh,
+        "tanh": lambda z: mpmath.tanh(z) if mpmath.mag(z) < LARGEST_MAGNITUDE else mpmath.sign(z),
         "sigmoid": _mp_sigmoid,
+        "softplus": _mp_softplus,
+        "expm1": lambda z: mpmath.expm1(z) if mpmath.mag(z) < 64 else _mp_exp(z) - 1,
+        "log1p": mpmath.log1p,
+        "atan": mpmath.atan,
+        "atanc": lambda z: mpmath.atan2(1, z),
     },
 )
 
@@ -192,10 +243,33 @@ ARB = Engine(
         "erfcx": balls.erfcx,
         "tanh": _lift(balls.tanh, balls.taylor_tanh),
         "sigmoid": _lift(balls.sigmoid, balls.taylor_sigmoid),
+        "softplus": _lift(balls.softplus, balls.taylor_softplus),
+        "expm1": _lift(balls.expm1, balls.taylor_expm1),
+        "log1p": _lift(balls.log1p, balls.taylor_log1p),
+        "atan": _lift(balls.atan, balls.taylor_atan),
+        "atanc": _lift(balls.atanc, balls.taylor_atanc),
     },
 )
 SERIES = ARB
 """Series share the ball engine: its functions accept both, as constants inside a series' formula are balls."""
+
+
+# --- intervals ---------------------------------------------------------------------------------------------
+
+
+def _interval_power(base: Value, exponent: sympy.Rational) -> Value:
+    if exponent.q == 1:
+        return intervals.power(base, int(exponent))
+    return intervals.root(base, fmpq(int(exponent.p), int(exponent.q)))
+
+
+INTERVALS = Engine(
+    "intervals",
+    lambda q: intervals.around(to_arb(q)),
+    lambda: intervals.around(arb.pi()),
+    _interval_power,
+    intervals.FUNCTIONS,
+)
 
 
 # --- torch ------------------------------------------------------------------------------------------------
@@ -210,10 +284,13 @@ def _on_tensors(function: Callable[[torch.Tensor], torch.Tensor]) -> Callable[[V
     return lambda z: function(z if isinstance(z, torch.Tensor) else torch.tensor(z, dtype=torch.float64))
 
 
+def _torch_softplus(z: torch.Tensor) -> torch.Tensor:
+    return torch.logaddexp(z, torch.zeros_like(z))
+
+
 def _torch_sigmoid(z: torch.Tensor) -> torch.Tensor:
     """Sigmoid as 1 minus its small complement for z > 0: rounded once near 1, where torch's own is rounded twice."""
-    small = torch.sigmoid(-z.abs())
-    return torch.where(z > 0, 1 - small, small)
+    return torch.where(z > 0, 1 - torch.sigmoid(-z), torch.sigmoid(z))
 
 
 TORCH = Engine(
@@ -228,5 +305,10 @@ TORCH = Engine(
         "erfc": _on_tensors(torch.special.erfc),
         "tanh": _on_tensors(torch.tanh),
         "sigmoid": _on_tensors(_torch_sigmoid),
+        "softplus": _on_tensors(_torch_softplus),
+        "expm1": _on_tensors(torch.expm1),
+        "log1p": _on_tensors(torch.log1p),
+        "atan": _on_tensors(torch.atan),
+        "atanc": _on_tensors(lambda z: torch.atan2(torch.ones_like(z), z)),
     },
 )

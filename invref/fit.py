@@ -23,7 +23,7 @@ import torch
 from flint import arb
 from torch import Tensor
 
-from invref import calibrate, enclosure, formulas
+from invref import calibrate, enclosure, formulas, native
 from invref.certify import BITS, FAR, SATURATED, SERIES_TERMS, certified, with_series
 from invref.curve import DIGITS, Curve
 from invref.decoders import Clamp, Decoder, Segment, to_json
@@ -36,17 +36,21 @@ Array = npt.NDArray[np.float64]
 
 DEGREES = (6, 4)
 """Of numerator and denominator: the least for which all three segments stay below 2^-22 in every activation so far."""
-TAIL_SHARES = (0.4, 0.45, 0.5, 0.55, 0.6, 0.65)
+TAIL_SHARES = (0.3, 0.35, 0.4, 0.45, 0.5, 0.55, 0.6, 0.65)
 HEAD_SHARES = (0.36, 0.37, 0.38, 0.39, 0.41, 0.42, 0.43, 0.44, 0.46, 0.48, 0.51, 0.52, 0.53, 0.54, 0.56, 0.58)
 """Where the segments may meet, as shares of the largest |t| on the left and of end_t."""
-CARE_AT_ZERO = 30.0
+CARE_AT_ZERO = 3.0
 CARE_NEAR_ONE = 3.0
 """How many times more an error counts there."""
 MOVES = (-16, -8, -4, -2, -1, 1, 2, 4, 8, 16)
 """Ulps by which polishing moves a coefficient."""
 LAYERS: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu": torch.nn.functional.gelu,
-    "gelu_tanh": lambda x: torch.nn.functional.gelu(x, approximate="tanh"),
+    "gelu_fast": native.gelu_fast,
+    "gelu_new": native.gelu_new,
+    "gelu_tanh": native.gelu_tanh,
+    "mish": torch.nn.functional.mish,
+    "quick_gelu": native.quick_gelu,
     "silu": torch.nn.functional.silu,
 }
 

@@ -1,119 +1,235 @@
-"""The layers as functions, with torch.nn.functional's names and arguments.
+"""The layers as functions, with torch.nn.functional's and transformers' names and arguments.
 
 Forward is the framework's own, bit for bit. For backward only the very tensor returned is kept, whose storage the next
-layer keeps anyway, and one packed bit per element; the gradient is decoded from them. Must not know formulas.
+layer keeps anyway, and a few packed bits per element (`invref.catalogue` lists how many); the gradient is decoded from
+them. relu, tanh and sigmoid are torch's own, which keep nothing but their output already. Must not know formulas.
 
-At x = +inf, -inf and NaN the gradient is NaN, as that of torch's own layers is.
+All take tensors of any shape, keep strides as torch keeps them, and raise InputError for tensors that are not bfloat16,
+float16, float32 or float64. `inplace` overwrites the input. At x = +inf, -inf and NaN the gradient is what torch's
+vector code gives, unless a finite input has the same output and side bits: then it is that one's, and finite.
 Differentiating twice raises TwiceError.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from functools import partial
 
 import torch
 from torch import Tensor
+from torch.nn import functional as own
+from torch.nn.functional import relu as relu
 
-from invref.decoders import Decoder, load
-from invref.errors import FormulaError, InputError, TwiceError
-from invref.formats import BY_DTYPE, FORMATS
-from invref.kernels import dispatch
+from invref import native
+from invref.autograd import Forward, checked, inverted
+from invref.decoders import load
+from invref.errors import FormulaError
+from invref.kernels import closed, gates
+from invref.kernels.scheme import Rational, Scheme
+from invref.parametric import prelu as prelu
+from invref.parametric import xielu as xielu
 
-
-class _Inverted(torch.autograd.Function):
-    """y = forward(x), with x forgotten."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, decoder: Decoder, forward: Callable[[Tensor], Tensor], inplace: bool) -> Tensor:
-        if inplace:
-            order = _memory_order(x)
-            packed = dispatch.pack(decoder, _flat(x, order))
-            y = forward(x)
-            ctx.mark_dirty(x)
-        else:
-            y = forward(x)
-            order = _memory_order(y)
-            packed = dispatch.pack(decoder, _flat(x, order))
-        ctx.save_for_backward(y, packed)
-        ctx.decoder, ctx.order = decoder, order
-        return y
-
-    @staticmethod
-    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
-        y, packed = ctx.saved_tensors
-        dx: Tensor = _Decode.apply(dy, y, packed, ctx.decoder, ctx.order)  # type: ignore[no-untyped-call]
-        return dx, None, None, None
+sigmoid = torch.sigmoid
+tanh = torch.tanh
 
 
-class _Decode(torch.autograd.Function):
-    """dx = dy * g(y, s). A node of its own, so that differentiating it again is an error and never a missing term."""
-
-    @staticmethod
-    def forward(ctx: Any, dy: Tensor, y: Tensor, packed: Tensor, decoder: Decoder, order: list[int]) -> Tensor:
-        flat = dispatch.backward(decoder, _flat(dy, order), _flat(y, order), packed)
-        inverse = sorted(range(y.dim()), key=order.__getitem__)
-        return flat.view([y.shape[axis] for axis in order]).permute(inverse)
-
-    @staticmethod
-    def backward(ctx: Any, *_: Tensor) -> None:
-        raise TwiceError("second derivatives are not decoded: use torch's own layer where you need them")
-
-
-def _memory_order(x: Tensor) -> list[int]:
-    """The axes from the slowest to the fastest in memory: in this order a dense tensor is contiguous."""
-    strides = x.stride()
-    return sorted(range(x.dim()), key=lambda axis: -strides[axis])
-
-
-def _flat(x: Tensor, order: list[int]) -> Tensor:
-    return x.resolve_neg().permute(order).reshape(-1)
-
-
-def _apply(name: str, x: Tensor, forward: Callable[[Tensor], Tensor], inplace: bool = False) -> Tensor:
-    if not isinstance(x, Tensor):
-        raise InputError(f"{name} takes a tensor, not {type(x).__name__}: wrap it in torch.tensor(...)")
-    if x.dtype not in BY_DTYPE:
-        raise InputError(f"{name} takes {', '.join(FORMATS)}, not {x.dtype}: convert with x.float() first")
+def _apply(
+    name: str, x: Tensor, forward: Forward, scheme: Callable[[torch.dtype], Scheme], inplace: bool = False
+) -> Tensor:
+    checked(name, x)
     if not (torch.is_grad_enabled() and x.requires_grad):
         return forward(x)
-    y: Tensor = _Inverted.apply(x, load(name), forward, inplace)  # type: ignore[no-untyped-call]
-    return y
+    return inverted(x, forward, scheme(x.dtype), inplace)
 
 
-def _gelu(x: Tensor) -> Tensor:
-    return torch.nn.functional.gelu(x)
+def _rational(name: str) -> Callable[[torch.dtype], Scheme]:
+    return lambda _: Rational(load(name))
 
 
-def _gelu_tanh(x: Tensor) -> Tensor:
-    return torch.nn.functional.gelu(x, approximate="tanh")
+# Smooth gates, with one turning point: one side bit.
 
 
 def gelu(input: Tensor, approximate: str = "none") -> Tensor:  # noqa: A002
-    """GELU, x * Phi(x) ("none") or its tanh form ("tanh"); any shape, strides preserved as torch preserves them.
+    """GELU, x * Phi(x) ("none") or its tanh form ("tanh"); FormulaError for another `approximate`.
 
-    Raises InputError for tensors that are not bfloat16, float16, float32 or float64, FormulaError for another
-    `approximate`. Source: D. Hendrycks and K. Gimpel, arXiv 1606.08415.
+    Source: D. Hendrycks and K. Gimpel, arXiv 1606.08415.
     """
     if approximate == "none":
-        return _apply("gelu", input, _gelu)
+        return _apply("gelu", input, own.gelu, _rational("gelu"))
     if approximate == "tanh":
-        return _apply("gelu_tanh", input, _gelu_tanh)
+        return _apply("gelu_tanh", input, native.gelu_tanh, _rational("gelu_tanh"))
     raise FormulaError(f"approximate={approximate!r} is unknown: use 'none' or 'tanh'")
 
 
-def _silu(x: Tensor) -> Tensor:
-    return torch.nn.functional.silu(x)
-
-
-def _silu_inplace(x: Tensor) -> Tensor:
-    return torch.nn.functional.silu(x, inplace=True)
-
-
 def silu(input: Tensor, inplace: bool = False) -> Tensor:  # noqa: A002
-    """SiLU, x * sigmoid(x); any shape, strides preserved as torch preserves them; `inplace` overwrites the input.
+    """SiLU or swish, x * sigmoid(x). Source: S. Elfwing, E. Uchibe and K. Doya, arXiv 1702.03118."""
+    return _apply("silu", input, partial(own.silu, inplace=inplace), _rational("silu"), inplace)
 
-    Raises InputError for tensors that are not bfloat16, float16, float32 or float64.
-    Source: S. Elfwing, E. Uchibe and K. Doya, arXiv 1702.03118.
+
+def mish(input: Tensor, inplace: bool = False) -> Tensor:  # noqa: A002
+    """Mish, x * tanh(softplus(x)). Source: D. Misra, arXiv 1908.08681."""
+    return _apply("mish", input, partial(own.mish, inplace=inplace), partial(gates.gate, "mish"), inplace)
+
+
+def quick_gelu(input: Tensor) -> Tensor:  # noqa: A002
+    """x * sigmoid(1.702 x), transformers' `quick_gelu`. Source: D. Hendrycks and K. Gimpel, arXiv 1606.08415."""
+    return _apply("quick_gelu", input, native.quick_gelu, partial(gates.gate, "quick_gelu"))
+
+
+def gelu_new(input: Tensor) -> Tensor:  # noqa: A002
+    """The tanh form of GELU composed of single operations, transformers' `gelu_new`: another rounding than `gelu`.
+
+    Source: D. Hendrycks and K. Gimpel, arXiv 1606.08415.
     """
-    return _apply("silu", input, _silu_inplace if inplace else _silu, inplace)
+    return _apply("gelu_new", input, native.gelu_new, partial(gates.gate, "gelu_new"))
+
+
+def gelu_fast(input: Tensor) -> Tensor:  # noqa: A002
+    """The tanh form of GELU with sqrt(2 / pi) rounded to 0.7978845608, transformers' `gelu_fast`.
+
+    Source: D. Hendrycks and K. Gimpel, arXiv 1606.08415.
+    """
+    return _apply("gelu_fast", input, native.gelu_fast, partial(gates.gate, "gelu_fast"))
+
+
+def gelu_10(input: Tensor, min: float = -10.0, max: float = 10.0) -> Tensor:  # noqa: A002
+    """GELU clipped to [min, max], transformers' `gelu_10`.
+
+    FormulaError for a min above -0.17 or a max below 9, where an output does not tell whether it was clipped.
+    Source: H. Wu, P. Judd, X. Zhang, M. Isaev and P. Micikevicius, arXiv 2004.09602.
+    """
+    return _apply("gelu_10", input, partial(native.gelu_10, min=min, max=max), partial(gates.clipped_gelu, min, max))
+
+
+def hardswish(input: Tensor, inplace: bool = False) -> Tensor:  # noqa: A002
+    """Hard swish, x * relu6(x + 3) / 6. Source: A. Howard et al., arXiv 1905.02244."""
+    return _apply("hardswish", input, partial(own.hardswish, inplace=inplace), closed.hardswish().scheme, inplace)
+
+
+# Exponential units: no side bit, unless alpha is below 0.
+
+
+def elu(input: Tensor, alpha: float = 1.0, inplace: bool = False) -> Tensor:  # noqa: A002
+    """ELU, x above 0 and alpha * (exp(x) - 1) below; one side bit where alpha is below 0.
+
+    Source: D. Clevert, T. Unterthiner and S. Hochreiter, arXiv 1511.07289.
+    """
+    return _apply("elu", input, partial(own.elu, alpha=alpha, inplace=inplace), closed.elu(alpha).scheme, inplace)
+
+
+def selu(input: Tensor, inplace: bool = False) -> Tensor:  # noqa: A002
+    """SELU. Source: G. Klambauer, T. Unterthiner, A. Mayr and S. Hochreiter, arXiv 1706.02515."""
+    return _apply("selu", input, partial(own.selu, inplace=inplace), closed.selu().scheme, inplace)
+
+
+def celu(input: Tensor, alpha: float = 1.0, inplace: bool = False) -> Tensor:  # noqa: A002
+    """CELU, x above 0 and alpha * (exp(x / alpha) - 1) below; FormulaError for alpha = 0.
+
+    Source: J. T. Barron, arXiv 1704.07483.
+    """
+    return _apply("celu", input, partial(own.celu, alpha=alpha, inplace=inplace), closed.celu(alpha).scheme, inplace)
+
+
+# Monotone and smooth: no side bit.
+
+
+def softplus(input: Tensor, beta: float = 1.0, threshold: float = 20.0) -> Tensor:  # noqa: A002
+    """Softplus, log(1 + exp(beta * x)) / beta, and x where beta * x is above the threshold.
+
+    One side bit for a threshold below 20, where outputs of both parts coincide; FormulaError for beta = 0.
+    Source: C. Dugas, Y. Bengio, F. Belisle, C. Nadeau and R. Garcia, NIPS 2000.
+    """
+    scheme = closed.softplus(beta, threshold).scheme
+    return _apply("softplus", input, partial(own.softplus, beta=beta, threshold=threshold), scheme)
+
+
+def sqrtsoftplus(input: Tensor) -> Tensor:  # noqa: A002
+    """The square root of softplus, transformers' `sqrtsoftplus`, with which a router scores its experts."""
+    return _apply("sqrtsoftplus", input, native.sqrtsoftplus, closed.sqrtsoftplus().scheme)
+
+
+def softsign(input: Tensor) -> Tensor:  # noqa: A002
+    """Softsign, x / (1 + |x|). Source: J. Turian, J. Bergstra and Y. Bengio, NAACL 2009."""
+    return _apply("softsign", input, own.softsign, closed.softsign().scheme)
+
+
+def logsigmoid(input: Tensor) -> Tensor:  # noqa: A002
+    """The logarithm of the logistic sigmoid, log(1 / (1 + exp(-x)))."""
+    return _apply("logsigmoid", input, own.logsigmoid, closed.logsigmoid().scheme)
+
+
+def tanhshrink(input: Tensor) -> Tensor:  # noqa: A002
+    """x - tanh(x), flat at 0."""
+    return _apply("tanhshrink", input, own.tanhshrink, gates.tanhshrink)
+
+
+def laplace(input: Tensor, mu: float = 0.707107, sigma: float = 0.282095) -> Tensor:  # noqa: A002
+    """The normal distribution function of mean mu and deviation sigma, transformers' `laplace`.
+
+    FormulaError for sigma = 0. Source: X. Ma et al., arXiv 2209.10655.
+    """
+    return _apply("laplace", input, partial(native.laplace, mu=mu, sigma=sigma), partial(gates.laplace, mu, sigma))
+
+
+def relu2(input: Tensor) -> Tensor:  # noqa: A002
+    """The square of relu, transformers' `relu2`; one side bit in float16, where small squares underflow.
+
+    Source: D. So et al., arXiv 2109.08668.
+    """
+    return _apply("relu2", input, native.relu2, closed.relu2)
+
+
+# Derivatives of few values: no side bit where the output tells them, else one bit and no output.
+
+
+def leaky_relu(input: Tensor, negative_slope: float = 0.01, inplace: bool = False) -> Tensor:  # noqa: A002
+    """x above 0 and negative_slope * x below; a slope below 0 keeps one bit an element instead of the output.
+
+    Source: A. Maas, A. Hannun and A. Ng, ICML 2013 workshop on deep learning for audio, speech and language.
+    """
+    forward = partial(own.leaky_relu, negative_slope=negative_slope, inplace=inplace)
+    return _apply("leaky_relu", input, forward, lambda _: closed.leaky_relu(negative_slope), inplace)
+
+
+def hardtanh(
+    input: Tensor,  # noqa: A002
+    min_val: float = -1.0,
+    max_val: float = 1.0,
+    inplace: bool = False,
+) -> Tensor:
+    """x clipped to [min_val, max_val], with gradient 0 at the bounds; bounds between 16-bit numbers take one bit.
+
+    Source: R. Collobert, PhD thesis, Universite Paris 6, 2004.
+    """
+    forward = partial(own.hardtanh, min_val=min_val, max_val=max_val, inplace=inplace)
+    return _apply("hardtanh", input, forward, partial(closed.hardtanh, min_val, max_val), inplace)
+
+
+def relu6(input: Tensor, inplace: bool = False) -> Tensor:  # noqa: A002
+    """x clipped to [0, 6]. Source: A. Krizhevsky, Convolutional deep belief networks on CIFAR-10, 2010."""
+    return _apply("relu6", input, partial(own.relu6, inplace=inplace), partial(closed.hardtanh, 0.0, 6.0), inplace)
+
+
+def hardsigmoid(input: Tensor, inplace: bool = False) -> Tensor:  # noqa: A002
+    """relu6(x + 3) / 6; keeps one bit an element instead of the output. Source: A. Howard et al., arXiv 1905.02244."""
+    forward = partial(own.hardsigmoid, inplace=inplace)
+    return _apply("hardsigmoid", input, forward, lambda _: closed.hardsigmoid(), inplace)
+
+
+def hardshrink(input: Tensor, lambd: float = 0.5) -> Tensor:  # noqa: A002
+    """x outside [-lambd, lambd], 0 inside. Source: D. L. Donoho and I. M. Johnstone, Biometrika 81, 1994."""
+    return _apply("hardshrink", input, partial(own.hardshrink, lambd=lambd), lambda _: closed.hardshrink(lambd))
+
+
+def softshrink(input: Tensor, lambd: float = 0.5) -> Tensor:  # noqa: A002
+    """x brought nearer to 0 by lambd, 0 inside [-lambd, lambd]; FormulaError for a lambd below 0.
+
+    Source: D. L. Donoho, IEEE Transactions on Information Theory 41, 1995.
+    """
+    return _apply("softshrink", input, partial(own.softshrink, lambd=lambd), lambda _: closed.softshrink(lambd))
+
+
+def threshold(input: Tensor, threshold: float, value: float, inplace: bool = False) -> Tensor:  # noqa: A002
+    """x above the threshold, `value` elsewhere; a value above it keeps one bit an element instead of the output."""
+    forward = partial(own.threshold, threshold=threshold, value=value, inplace=inplace)
+    return _apply("threshold", input, forward, partial(closed.threshold, threshold, value), inplace)

@@ -11,7 +11,7 @@ from invref.errors import FormulaError, RangeError
 from invref.formulas import CATALOGUE, get
 from invref.pieces import limit, piece, pieces, turning_points
 
-NAMES = sorted(CATALOGUE)
+NAMES = ["gelu", "gelu_tanh", "mish", "quick_gelu", "silu"]
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -30,6 +30,11 @@ GOOD = Record(
     bound=1.1e-4,
     seconds=1.0,
     reproduce="python -m verify",
+    pieces=2,
+    bits=1,
+    decoder="closed form",
+    forward_error_ulps=0.5,
+    forward_worst=WORST,
     checks=[Check("count", 3.0, 3.0, True), Check.at_most("gradient error", 1e-4, 1.1e-4, WORST)],
 )
 
@@ -37,7 +42,8 @@ GOOD = Record(
 def test_the_fields_of_a_record_come_in_the_documented_order():
     documented = (
         "activation, formula, target, forward, dtype, device, inputs, coverage, verdict, worst_error, worst_input, "
-        "error_floor, excess_error, native_error, nonfinite_gradients, bound, seconds, reproduce, checks"
+        "error_floor, excess_error, native_error, nonfinite_gradients, bound, seconds, reproduce, pieces, bits, "
+        "decoder, gain, scale, overflowed, forward_error_ulps, forward_worst, checks"
     )
     assert [f.name for f in fields(Record)] == documented.split(", ") == list(GOOD.to_json())
 

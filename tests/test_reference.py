@@ -15,7 +15,7 @@ from invref.errors import FormulaError, RangeError
 from invref.formulas import CATALOGUE, get
 from invref.pieces import turning_points
 
-NAMES = sorted(CATALOGUE)
+NAMES = ["gelu", "gelu_tanh", "mish", "quick_gelu", "silu"]
 SUBNORMAL = 5e-324
 
 
@@ -144,7 +144,7 @@ def test_a_certified_value_prints_the_digits_that_it_certifies() -> None:
         assert mpmath.mpf(bound) <= mpmath.mpf(10) ** -60
 
 
-@pytest.mark.parametrize("name", CATALOGUE)
+@pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("x", [sys.float_info.max, -sys.float_info.max, 1e35, -1e35, -(2.0**100), -(2.0**101)])
 def test_the_engines_agree_out_to_the_ends_of_float64(name: str, x: float) -> None:
     for function in ("value", "derivative", "second_derivative"):

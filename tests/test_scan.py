@@ -6,7 +6,7 @@ import torch
 
 from invref import formats, formulas
 from verify import batches, sampling, scan, targets
-from verify.measure import arrays_of, frame_of, measure
+from verify.measure import arrays_of, frame_of, measure, tables_of
 from verify.oracle import FLOAT32, TAIL, TOLERANCE
 from verify.scan import BLOCK, NOWHERE, Tally
 from verify.sweep import oracle_of
@@ -29,7 +29,7 @@ def tallied(change=None):
     cuts = np.searchsorted(FLOAT32.ordinals(torch.from_numpy(arrays[0])).numpy(), ORACLE.ranges[1].first)
     for part, where in zip(ORACLE.ranges, (slice(0, cuts), slice(cuts, None)), strict=True):
         chosen = tuple(array[where] for array in arrays)
-        scan.tally_up(chosen, ORACLE.slopes, ORACLE.outputs[part.piece.index], frame_of(ORACLE, part, FLOAT32), tally)
+        scan.tally_up(chosen, *tables_of(ORACLE, part, FLOAT32, TARGET), frame_of(ORACLE, part, FLOAT32), tally)
     return tally
 
 
@@ -138,7 +138,8 @@ def test_hulls_enclose_outputs_and_slopes_of_each_block():
     x = FLOAT32.tensor(part.first, 3 * BLOCK)
     arrays = arrays_of(TARGET, x, batches.together)
     y, slope = np.empty((3, 2), np.int32), np.empty((3, 2))
-    scan.tally_up(arrays, ORACLE.slopes, ORACLE.outputs[1], frame_of(ORACLE, part, FLOAT32), Tally(), y, slope)
+    tables = tables_of(ORACLE, part, FLOAT32, TARGET)
+    scan.tally_up(arrays, *tables, frame_of(ORACLE, part, FLOAT32), Tally(), y, slope)
     codes = FLOAT32.ordinals(torch.from_numpy(arrays[1])).numpy().reshape(3, BLOCK)
     slopes = ORACLE.derivative(arrays[0]).reshape(3, BLOCK)
     assert (y == np.stack([codes.min(axis=1), codes.max(axis=1)], axis=1)).all()

@@ -180,7 +180,7 @@ def test_small_shards_on_two_threads_give_what_large_ones_on_one_do(oracle):
         for shard in plan:
             total.add(results[shard.index].tally)
         pieces = ([shard for shard in plan if shard.part is part] for part in parts)
-        outcomes.append((total, [sweep32.piece_floor(GELU, oracle, piece, results) for piece in pieces]))
+        outcomes.append((total, [sweep32.side_floor(GELU, oracle, piece, results) for piece in pieces]))
     (one, floors_of_one), (many, floors_of_many) = outcomes
     assert one.inputs == many.inputs == 2 * size
     assert one.worst.tolist() == many.worst.tolist()
@@ -194,7 +194,7 @@ def test_the_floor_by_blocks_is_that_of_all_inputs_taken_together(oracle):
         plan = [shards.Shard(0, near, near.first, near.stop)]
         results = sweep32.run_shards(GELU, oracle, plan, shards.Store(None, GELU), 1, lambda inputs: None)
         measured = measure(GELU, FLOAT32, oracle, FLOAT32.tensor(near.first, size), batches.together)
-        assert sweep32.piece_floor(GELU, oracle, plan, results) == measured.floor > 1e-5
+        assert sweep32.side_floor(GELU, oracle, plan, results) == measured.floor > 1e-5
 
 
 class Counted:
@@ -353,7 +353,7 @@ def test_inputs_that_no_piece_takes_fail_the_count(monkeypatch):
 
 
 def test_a_foreign_layer_is_told_its_decoder_error_but_not_held_to_it():
-    record = sweep.run(replace(GELU, foreign=True), "float32", samples=5000)
+    record = sweep.run(replace(GELU, role="foreign"), "float32", samples=5000)
     assert not failed(record)
     assert any(check.name == "decoder error" and check.bound is None for check in record.checks)
 

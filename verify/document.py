@@ -61,7 +61,11 @@ def check_writable(path: Path) -> None:
 def write(path: Path, content: Mapping[str, Any], seconds: float) -> None:
     """Writes `content` and the `run` in one step: a reader sees the old file or the new one."""
     document = {"run": environment(seconds), **content}
-    text = json.dumps(document, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+    write_text(path, json.dumps(document, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes `text` in one step, as `write`."""
     path = path.resolve()
     if path.exists() and not path.is_file():
         # A device or a pipe is written to, never replaced.

@@ -1,7 +1,8 @@
 """The error floor: half the width of f' over all inputs that share one stored pair (y, side).
 
-No decoder of (y, side) can have a smaller worst error than the floor's maximum. Guarantees an exact maximum over the
-inputs it is given, whether or not the forward is monotone. Must not know any layer: it is given y and f'.
+No decoder of (y, side) can have a smaller worst error than the floor's maximum. Where errors are relative to
+S = max(1, |f'|), values from a to b leave (b - a) / (S(a) + S(b)). Guarantees an exact maximum over the inputs it is
+given, whether or not the forward is monotone. Must not know any layer: it is given y and f'.
 """
 
 from __future__ import annotations
@@ -23,25 +24,40 @@ _MOST_MEETINGS = 1 << 31
 """Pairs of blocks whose outputs may meet: seconds of work. Forwards that are monotone but for rounding have few."""
 
 
-def exact(codes: Ints, slopes: Floats) -> float:
+def exact(codes: Ints, slopes: Floats, relative: bool = False) -> float:
     """Half the widest range of `slopes` (f', any shape (n,)) among equal `codes`; 0 for no input, NaN if any f' is."""
-    return half_width(codes, slopes, slopes)
+    return half_width(codes, slopes, slopes, relative)
 
 
-def half_width(codes: Ints, least: Floats, largest: Floats) -> float:
+@compiled()
+def half(least: float, largest: float, relative: bool) -> float:
+    """The floor of the values from `least` to `largest`."""
+    scale = max(1.0, abs(least)) + max(1.0, abs(largest)) if relative else 2.0
+    return (largest - least) / scale
+
+
+def half_width(codes: Ints, least: Floats, largest: Floats, relative: bool = False) -> float:
     """As `exact`, for groups of inputs that share one code and have f' between `least` and `largest`."""
     if codes.size == 0:
         return 0.0
     order = np.argsort(codes, kind="stable")
     ordered = codes[order]
     starts = np.flatnonzero(np.r_[True, ordered[1:] != ordered[:-1]])
-    widths = np.maximum.reduceat(largest[order], starts) - np.minimum.reduceat(least[order], starts)
-    return float(widths.max() / 2)
+    lowest, highest = np.minimum.reduceat(least[order], starts), np.maximum.reduceat(largest[order], starts)
+    return float(_halves(lowest, highest, relative).max())
+
+
+@compiled()
+def _halves(least: Floats, largest: Floats, relative: bool) -> Floats:
+    result = np.empty(least.size, np.float64)
+    for i in range(least.size):
+        result[i] = half(least[i], largest[i], relative)
+    return result
 
 
 @dataclass(frozen=True)
 class Hulls:
-    """Hulls over blocks of consecutive inputs of one monotone piece, in any order.
+    """Hulls over blocks of consecutive inputs of pieces that share a side code, in any order.
 
     `first`: int64 (n,), the ordinal of each block's first input; `y`: int32 (n, 2), least and largest ordinal of y;
     `slope`: float64 (n, 2), least and largest f' of the block's inputs.
@@ -52,7 +68,7 @@ class Hulls:
     slope: Floats
 
 
-def search(hulls: Hulls, inputs: Callable[[Ints], tuple[Ints, Floats]]) -> float:
+def search(hulls: Hulls, inputs: Callable[[Ints], tuple[Ints, Floats]], relative: bool = False) -> float:
     """The floor's maximum over all inputs of the blocks, by branch and bound.
 
     A block's inputs share codes only with blocks whose range of y meets its own, so the hull of f' over those bounds
@@ -80,10 +96,10 @@ def search(hulls: Hulls, inputs: Callable[[Ints], tuple[Ints, Floats]]) -> float
     stop = np.searchsorted(low, high, "right")
     if (stop - start).sum() > _MOST_MEETINGS:
         return nan
-    bound = _bounds(low, high, below, above, start, stop)
+    bound = _bounds(low, high, below, above, start, stop, relative)
 
     merged = first == _MERGED
-    best = float((above - below)[merged].max(initial=0.0) / 2)
+    best = float(_halves(below[merged], above[merged], relative).max(initial=0.0))
     queue = np.argsort(-bound, kind="stable")
     for taken in range(0, queue.size, _BATCH):
         batch = [i for i in queue[taken : taken + _BATCH] if bound[i] > best]
@@ -93,7 +109,7 @@ def search(hulls: Hulls, inputs: Callable[[Ints], tuple[Ints, Floats]]) -> float
         met = np.unique(np.concatenate([near[high[near] >= low[i]] for i, near in zip(batch, ranges, strict=True)]))
         fixed = met[merged[met]]
         codes, slopes = inputs(np.sort(first[met[~merged[met]]]))
-        group = half_width(np.r_[codes, low[fixed]], np.r_[slopes, below[fixed]], np.r_[slopes, above[fixed]])
+        group = half_width(np.r_[codes, low[fixed]], np.r_[slopes, below[fixed]], np.r_[slopes, above[fixed]], relative)
         best = group if not group <= best else best
     return best
 
@@ -111,7 +127,7 @@ def _merge(codes: NDArray[np.int32], slope: Floats) -> tuple[Ints, Floats, Float
 
 
 @compiled()
-def _bounds(low: Ints, high: Ints, below: Floats, above: Floats, start: Ints, stop: Ints) -> Floats:
+def _bounds(low: Ints, high: Ints, below: Floats, above: Floats, start: Ints, stop: Ints, relative: bool) -> Floats:
     """Half the hull of f' over all blocks that meet each block."""
     bound = np.empty(low.size, np.float64)
     for i in range(low.size):
@@ -120,5 +136,5 @@ def _bounds(low: Ints, high: Ints, below: Floats, above: Floats, start: Ints, st
             if high[j] >= low[i]:
                 least = min(least, below[j])
                 largest = max(largest, above[j])
-        bound[i] = (largest - least) / 2
+        bound[i] = half(least, largest, relative)
     return bound

@@ -1,13 +1,14 @@
 """Measure a layer on given inputs: run it and the framework's own, and tally both against the oracle.
 
-Guarantees that every input given is in the tally once, on the side of the turning point where it lies. Must not know
+Guarantees that every input given that lies at no jump is in the tally once, in the piece that holds it. Must not know
 bounds or verdicts.
 """
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -16,14 +17,16 @@ from torch import Tensor
 
 from invref.formats import Format
 from verify import floor
+from verify.lookup import Table, joined
 from verify.oracle import FLOAT32, Oracle, Range
+from verify.ranges import NO_OUTPUT
 from verify.scan import Frame, Tally, tally_up
 from verify.targets import Layer, Target
 
 Path = Callable[[Layer, Tensor], tuple[Tensor, Tensor]]
 """`batches.together` or `batches.in_slices`."""
 
-_NONE = FLOAT32.largest_ordinal + 1, FLOAT32.first_ordinal - 1
+_NO_TABLE = joined([])
 
 
 @dataclass
@@ -31,29 +34,55 @@ class Measured:
     """A tally, and what the error floor needs: y's ordinals and f' of every input, one pair of arrays a piece."""
 
     tally: Tally
-    codes: list[NDArray[np.int64]]
-    slopes: list[NDArray[np.float64]]
+    relative: bool
+    codes: dict[int, list[NDArray[np.int64]]] = field(default_factory=lambda: defaultdict(list))
+    slopes: dict[int, list[NDArray[np.float64]]] = field(default_factory=lambda: defaultdict(list))
 
     @property
     def floor(self) -> float:
-        """The error floor's maximum over these inputs."""
-        floors = [floor.exact(codes, slopes) for codes, slopes in zip(self.codes, self.slopes, strict=True)]
+        """The error floor's maximum over these inputs: among those of equal y and side code."""
+        floors = [
+            floor.exact(np.concatenate(self.codes[side]), np.concatenate(self.slopes[side]), self.relative)
+            for side in self.codes
+        ]
         return float(np.max(floors, initial=0.0))
 
 
-def frame_of(oracle: Oracle, part: Range, fmt: Format) -> Frame:
+def frame_of(oracle: Oracle, part: Range, fmt: Format, target: Target | None = None) -> Frame:
     """The kernel's constants for one piece; only float32 outputs count for the decoder error."""
     left, right = oracle.tails
-    if fmt is FLOAT32:
-        return Frame(part.slope, part.low, part.high, left, right, 0.0, 0.0)
     half = 2.0**-fmt.precision
-    return Frame(part.slope, *_NONE, left, right, half, half * 2.0**fmt.emin)
+    rounding = (0.0, 0.0) if fmt is FLOAT32 else (half, half * 2.0**fmt.emin)
+    counted = (part.low, part.high) if fmt is FLOAT32 else NO_OUTPUT
+    frame = Frame(part.slope, oracle.gradient is None, *counted, left, right, *rounding, oracle.relative)
+    if target is None:
+        return frame
+    if measures_forward(target):
+        frame = frame._replace(ulp=2 * half, least_ulp=2 * half * 2.0**fmt.emin, beyond=2.0 ** (fmt.emax + 1))
+    return frame._replace(identical=target.own(fmt.dtype))
+
+
+def measures_forward(target: Target) -> bool:
+    """Whether y is compared with f(x); rows of the catalogue repeat the framework's forward bit for bit instead."""
+    return target.role != "row" and target.known
+
+
+def tables_of(oracle: Oracle, part: Range, fmt: Format, target: Target) -> tuple[Table, Table, Table]:
+    """The kernel's tables for one piece: of f', of g (none but in float32) and of f (none where y is not measured)."""
+    outputs = oracle.outputs[part.piece.index] if fmt is FLOAT32 and part.low <= part.high else _NO_TABLE
+    return oracle.slopes, outputs, oracle.values if measures_forward(target) else _NO_TABLE
 
 
 def arrays_of(target: Target, x: Tensor, path: Path) -> tuple[NDArray[np.float32], ...]:
     """x, y, dx and the framework's y and dx as float32 arrays of shape (n,), exactly."""
-    tensors = (x, *path(target.layer, x), *path(target.native, x))
-    return tuple(tensor.float().numpy() for tensor in tensors)
+    ours = path(target.layer, x)
+    theirs = ours if target.native is target.layer else path(target.native, x)
+    return tuple(tensor.float().numpy() for tensor in (x, *ours, *theirs))
+
+
+def side_of(target: Target, piece: int) -> int:
+    """The side code of a piece, where the target states one."""
+    return target.codes[piece] if target.codes is not None else piece
 
 
 def measure(target: Target, fmt: Format, oracle: Oracle, x: Tensor, path: Path) -> Measured:
@@ -61,13 +90,17 @@ def measure(target: Target, fmt: Format, oracle: Oracle, x: Tensor, path: Path) 
     arrays = arrays_of(target, x, path)
     codes = fmt.ordinals(torch.from_numpy(arrays[1]).to(fmt.dtype)).numpy()
     slopes = oracle.derivative(arrays[0])
-    measured = Measured(Tally(), [], [])
-    cuts = np.searchsorted(FLOAT32.ordinals(torch.from_numpy(arrays[0])).numpy(), [p.first for p in oracle.ranges])
-    for part, start, stop in zip(oracle.ranges, cuts, [*cuts[1:], x.numel()], strict=True):
+    if oracle.relative:
+        slopes[np.isinf(arrays[1])] = 0.0
+    measured = Measured(Tally(), oracle.relative)
+    ordinals = FLOAT32.ordinals(torch.from_numpy(arrays[0])).numpy()
+    for part in oracle.ranges:
+        start, stop = np.searchsorted(ordinals, [part.first, part.stop])
         if start < stop:
             inputs = tuple(array[start:stop] for array in arrays)
-            output = oracle.outputs[part.piece.index] if fmt is FLOAT32 else oracle.slopes
-            tally_up(inputs, oracle.slopes, output, frame_of(oracle, part, fmt), measured.tally)
-            measured.codes.append(codes[start:stop])
-            measured.slopes.append(slopes[start:stop])
+            tables = tables_of(oracle, part, fmt, target)
+            tally_up(inputs, *tables, frame_of(oracle, part, fmt, target), measured.tally)
+            side = side_of(target, part.piece.index)
+            measured.codes[side].append(codes[start:stop])
+            measured.slopes[side].append(slopes[start:stop])
     return measured

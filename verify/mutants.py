@@ -9,25 +9,25 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from typing import Any
-from unittest.mock import patch
 
 import torch
 from rich import box
 from rich.table import Table
 from torch import Tensor
 
-from invref import decoders, functional
+from invref import decoders
+from invref.autograd import inverted
 from invref.decoders import Clamp, Decoder
 from invref.errors import InputError
 from invref.formats import Format
-from invref.kernels import dispatch, sidebits
+from invref.kernels import sidebits
+from invref.kernels.scheme import Rational, Scheme
 from verify import sweep, targets
 from verify.batches import SLICE
 from verify.record import Record
-from verify.targets import Layer, Target
+from verify.targets import Layer, Role, Target
 
 SAMPLES = 1 << 16
 
@@ -46,11 +46,14 @@ class Mutant:
     layer: Callable[[Target], Layer]
     inputs: Callable[[Format], Tensor] | None = None
     activation: str = "gelu"
+    role: Role = "row"
 
     def run(self) -> Outcome:
         """Verify the faulty layer: every input in 16 bits, landmarks and samples in wider formats."""
         (target,) = targets.resolve([self.activation])
         faulty = replace(target, layer=self.layer(target), label=f"{target.label}, {self.name}")
+        if self.role == "foreign":
+            faulty = replace(faulty, role="foreign", codes=None, scheme=None)
         samples = None if self.dtype in ("bfloat16", "float16") else SAMPLES
         return Outcome(self, sweep.run(faulty, self.dtype, samples=samples, inputs=self.inputs))
 
@@ -83,24 +86,87 @@ class Outcome:
         return {**facts, "failed": self.failed, "caught": self.caught}
 
 
-def _decoding(change: Callable[[Decoder], Decoder]) -> Callable[[Target], Layer]:
-    """The layer with its decoder changed; its side bits come from the changed decoder as well."""
+@dataclass(frozen=True)
+class _Changed:
+    """A scheme with another way to pack or to decode."""
+
+    inner: Scheme
+    packing: Packing | None = None
+    decoding: Decoding | None = None
+
+    @property
+    def bits(self) -> int:
+        """Those of the scheme it changes, as all that follows."""
+        return self.inner.bits
+
+    @property
+    def keeps_output(self) -> bool:
+        """Whether the output is kept."""
+        return self.inner.keeps_output
+
+    @property
+    def kind(self) -> str:
+        """The decoder's name."""
+        return self.inner.kind
+
+    def pack(self, x: Tensor) -> Tensor | None:
+        """The side codes of x."""
+        return self.packing(self.inner, x) if self.packing else self.inner.pack(x)
+
+    def backward(self, dy: Tensor, y: Tensor | None, packed: Tensor | None) -> Tensor:
+        """The gradient."""
+        decode = self.decoding
+        return decode(self.inner, dy, y, packed) if decode else self.inner.backward(dy, y, packed)
+
+
+Packing = Callable[[Scheme, Tensor], Tensor | None]
+Decoding = Callable[[Scheme, Tensor, Tensor | None, Tensor | None], Tensor]
+
+
+def _scheme(change: Callable[[Scheme, torch.dtype], Scheme]) -> Callable[[Target], Layer]:
+    """The layer with its scheme changed: what it stores, or how it decodes that."""
 
     def plant(target: Target) -> Layer:
-        faulty = change(decoders.load(target.name))
-        return _while(target.layer, lambda: patch.object(functional, "load", lambda _name: faulty))
+        def faulty(x: Tensor) -> Tensor:
+            assert target.scheme is not None
+            return inverted(x, target.native, change(target.scheme(x.dtype), x.dtype))
+
+        return faulty
 
     return plant
 
 
-def _while(layer: Layer, fault: Callable[[], AbstractContextManager[Any]]) -> Layer:
-    """`layer`, with `fault` in force during its forward."""
+def _decoding(change: Callable[[Decoder], Decoder]) -> Callable[[Target], Layer]:
+    """The layer with its rational decoder changed; its side bits come from the changed decoder as well."""
+    return lambda target: _scheme(lambda _scheme, _dtype: Rational(change(decoders.load(target.name))))(target)
 
-    def faulty(x: Tensor) -> Tensor:
-        with fault():
-            return layer(x)
 
-    return faulty
+def _repacked(change: Callable[[Tensor, Tensor], Tensor]) -> Callable[[Target], Layer]:
+    """The layer with its side codes changed: (x, codes) -> codes."""
+
+    def pack(scheme: Scheme, x: Tensor) -> Tensor | None:
+        packed = scheme.pack(x)
+        assert packed is not None
+        return sidebits.pack(change(x, sidebits.unpack(packed, x.numel(), scheme.bits)), scheme.bits)
+
+    return _scheme(lambda scheme, _: _Changed(scheme, packing=pack))
+
+
+def _redecoded(change: Decoding) -> Callable[[Target], Layer]:
+    return _scheme(lambda scheme, _: _Changed(scheme, decoding=change))
+
+
+def _other_formula(_scheme: Scheme, dy: Tensor, y: Tensor | None, _packed: Tensor | None) -> Tensor:
+    """Softplus by the sigmoid of y, where it is that of x."""
+    assert y is not None
+    return dy * torch.sigmoid(y)
+
+
+def _next_code(scheme: Scheme, dy: Tensor, y: Tensor | None, packed: Tensor | None) -> Tensor:
+    """Each 16-bit code looked up one place further; zero and the infinities stay."""
+    assert y is not None
+    shifted = (y.view(torch.int16) + (y.isfinite() & (y != 0)).to(torch.int16)).view(y.dtype)
+    return scheme.backward(dy, shifted, packed)
 
 
 def _gradient(change: Gradient) -> Callable[[Target], Layer]:
@@ -116,6 +182,12 @@ def _gradient(change: Gradient) -> Callable[[Target], Layer]:
         return faulty
 
     return plant
+
+
+def _scheme_of(name: str, dtype: torch.dtype) -> Scheme:
+    (target,) = targets.resolve([name])
+    assert target.scheme is not None
+    return target.scheme(dtype)
 
 
 def _where(condition: Callable[[Tensor], Tensor], value: float) -> Gradient:
@@ -142,17 +214,6 @@ def _shifted(decoder: Decoder) -> Decoder:
 
 def _clamped(cut: float, value: float) -> Callable[[Decoder], Decoder]:
     return lambda decoder: replace(decoder, clamps=dict.fromkeys(decoder.clamps, Clamp(cut, value)))
-
-
-def _flipped_bit(at: float) -> Callable[[Target], Layer]:
-    """The layer with the side bit of one input inverted."""
-    honest = dispatch.pack
-
-    def pack(decoder: Decoder, x: Tensor) -> Tensor:
-        side = sidebits.unpack(honest(decoder, x), x.numel())
-        return sidebits.pack(side ^ (x.double() == at))
-
-    return lambda target: _while(target.layer, lambda: patch.object(dispatch, "pack", pack))
 
 
 def _other_forward(target: Target) -> Layer:
@@ -184,12 +245,16 @@ MUTANTS = {
     for mutant in (
         *(Mutant(f"no fault in {dtype}", "none: the layer as it is", dtype, (), lambda target: target.layer)
           for dtype in ("bfloat16", "float16", "float32", "float64")),
+        *(Mutant(f"no fault in {name}", "none: the layer as it is", "bfloat16", (), lambda target: target.layer,
+                 activation=name) for name in ("leaky_relu", "relu2", "sigmoid")),
+        Mutant("no fault in a foreign layer", "none: the framework's own layer, called foreign", "float16", (),
+               lambda target: target.native, role="foreign"),
         Mutant("perturbed coefficient", "one coefficient of the decoder off by 2^-18 of itself", "float32",
                ("decoder error", "error beyond stored value"), _decoding(_bumped)),
         Mutant("flipped sign", "one segment of the decoder has the wrong sign", "bfloat16",
                ("gradient error",), _decoding(_sign_flipped)),
         Mutant("flipped side bit", "the side bit of x = -2 is inverted", "float16",
-               ("gradient error",), _flipped_bit(-2.0)),
+               ("gradient error",), _repacked(lambda x, codes: codes ^ (x.double() == -2.0))),
         Mutant("shifted turning point", "y* off by 2^-20 of itself", "float32",
                ("gradient error", "decoder error"), _decoding(_shifted)),
         Mutant("dropped clamp", "y below y* reaches the square root", "bfloat16",
@@ -207,11 +272,32 @@ MUTANTS = {
         Mutant("swapped activation", "SiLU answers where GELU was asked for", "bfloat16",
                ("forward identical", "gradient error"), lambda _: targets.TARGETS["silu"].layer),
         Mutant("swapped decoder", "GELU's outputs are decoded as SiLU's", "float16",
-               ("gradient error",), _decoding(lambda _: decoders.load("silu"))),
+               ("gradient error",), _scheme(lambda _, dtype: _scheme_of("silu", dtype))),
+        Mutant("wrong closed form", "softplus decodes sigmoid(y) where it is 1 - exp(-y)", "float32",
+               ("gradient error", "decoder error", "error beyond stored value"), _redecoded(_other_formula),
+               activation="softplus"),
+        Mutant("shifted code table", "every output is looked up one code further", "bfloat16",
+               ("gradient error",), _redecoded(_next_code), activation="mish"),
+        Mutant("swapped side codes", "left of the turning point counts as right of it", "float16",
+               ("gradient error",), _repacked(lambda _, codes: 1 - codes), activation="hardswish"),
+        Mutant("lost bit plane", "of two side bits the second is 0", "bfloat16",
+               ("gradient error",), _repacked(lambda _, codes: codes & 1), activation="xielu"),
         Mutant("dtype forgotten", "no kernel serves float16: gradients are whatever the memory held", "float16",
                ("finite gradients", "gradient error"), _gradient(_stale)),
         Mutant("other forward", "y differs from the framework's at one input", "bfloat16",
                ("forward identical",), _other_forward),
+        Mutant("other forward of a foreign layer", "y is 2^-6 off at x = 1", "bfloat16",
+               ("forward error in ulps",), _other_forward, activation="tanh", role="foreign"),
+        Mutant("foreign gradient off", "0.1 where f' is 0.07, in a layer that says nothing of what it keeps",
+               "float32", ("gradient error",), _gradient(_where(lambda x: x == 2.0, 0.1)), activation="tanh",
+               role="foreign"),
+        Mutant("gradient of one's own", "one gradient differs from the framework's, whose layer it is", "bfloat16",
+               ("gradient identical",), _gradient(_where(lambda x: x == 2.0, 0.1)), activation="sigmoid"),
+        Mutant("wrong at a break", "the gradient at ±0, where the slopes are 0.01 and 1, is 2", "bfloat16",
+               ("between the one-sided derivatives at breaks",), _gradient(_where(lambda x: x == 0, 2.0)),
+               activation="leaky_relu"),
+        Mutant("overflow", "an output that overflows gives NaN", "bfloat16",
+               ("overflowed gradients",), _gradient(_where(lambda x: x > 1e20, math.nan)), activation="relu2"),
         Mutant("saturated too far", "the gradient is 0 from 1e19 on", "bfloat16",
                ("gradient at 1e20", "gradient at the largest value", "one tail"),
                _gradient(_where(lambda x: x > 1e19, 0.0))),

@@ -1,157 +1,93 @@
-"""The truth at array speed: f'(x) and g(y, piece) of float32 values from proved Taylor boxes.
+"""The truth at array speed: f, f' and g(y, piece) of float32 values from proved Taylor boxes.
 
-Guarantees |returned - true| ≤ the boxes' proved bound (at most `TOLERANCE`) for every value inside the boxes, and NaN
-outside them, so that an uncovered value can never pass a check. Must not know any layer.
+Guarantees |returned - true| ≤ the boxes' proved bound (at most `TOLERANCE`, of max(1, |f'|) where f' has no bound) for
+every value inside the boxes, and NaN outside them, so that an uncovered value can never pass a check. Must not know
+any layer.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from functools import cached_property
-from math import inf
-from typing import Any
+from math import inf, isfinite
 
 import numpy as np
 from flint import arb
-from mpmath import isfinite
+from mpmath import isinf
 from numpy.typing import NDArray
 
 from invref import formats, taylor
 from invref.engines import ARB, precision
-from invref.errors import ProofError
 from invref.formats import Format
 from invref.formulas import Formula
-from invref.kernels.compiled import compiled
-from invref.pieces import Piece, pieces, turning_points
-from invref.taylor import Boxes
+from invref.pieces import limit
+from verify import ranges
+from verify.lookup import TOLERANCE, Table, constant, joined, looked_up, table_of
+from verify.ranges import BITS, CLEARANCE, FLOAT32, Edge, Range, at_least, at_most
 
-FLOAT32 = formats.get("float32")
+__all__ = ["CLEARANCE", "FLOAT32", "TAIL", "TOLERANCE", "Oracle", "Range", "exact_errors", "exact_slopes"]
+
 BFLOAT16 = formats.get("bfloat16")
-TOLERANCE = 1e-12
-"""Proved bound asked of the boxes; what is measured against them is off by no more."""
-
-CLEARANCE = 8
-"""Pairs (y, s) count for the decoder error from this many ulp above (or below) the turning value on."""
 
 TAIL = 1e-6
 """Where f' stays this near to 0 or 1, there is a tail."""
 
-Table = tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64], NDArray[np.float64]]
-
-_SLICE = 256
-_COEFFICIENTS = 8
-_BITS = 128
-
-
-@compiled()
-def box_of(first: Any, ordinal: int, hint: int) -> int:
-    """Index of the box that holds `ordinal`: the last one whose first ordinal is not above it (0 if there is none)."""
-    last = first.size - 1
-    if first[hint] <= ordinal and (hint == last or ordinal < first[hint + 1]):
-        return hint
-    low, high = 0, last
-    while low < high:
-        middle = (low + high + 1) >> 1
-        if first[middle] <= ordinal:
-            low = middle
-        else:
-            high = middle - 1
-    return low
-
-
-@compiled()
-def evaluate(table: Table, values: Any, out: Any) -> None:
-    """Write the boxes' polynomial at each float32 of `values` to `out` (float64); NaN where no box holds the value.
-
-    Fast where neighbours share a box; right for any order.
-    """
-    first, stop, centre, coefficients = table
-    bits = values.view(np.int32)
-    ordinals = np.empty(_SLICE, np.int32)
-    box = 0
-    for start in range(0, values.size, _SLICE):
-        n = min(_SLICE, values.size - start)
-        for i in range(n):
-            pattern = bits[start + i]
-            ordinals[i] = pattern ^ ((pattern >> 31) & 0x7FFFFFFF)
-        low = ordinals[0]
-        high = ordinals[0]
-        for i in range(n):
-            low = min(low, ordinals[i])
-            high = max(high, ordinals[i])
-        box = box_of(first, low, box)
-        inputs, result = values[start : start + n], out[start : start + n]
-        if first[box] <= low and high < stop[box]:
-            c = coefficients[box]
-            if not c[1:].any():
-                # Most floats are so large or so small that f' is constant to within the bound.
-                result[:] = c[0]
-            else:
-                at, c0, c1, c2, c3, c4, c5, c6, c7 = centre[box], c[0], c[1], c[2], c[3], c[4], c[5], c[6], c[7]
-                for i in range(n):
-                    h = inputs[i] - at
-                    result[i] = ((((((c7 * h + c6) * h + c5) * h + c4) * h + c3) * h + c2) * h + c1) * h + c0
-            continue
-        for i in range(n):
-            box = box_of(first, ordinals[i], box)
-            if first[box] <= ordinals[i] < stop[box]:
-                h = inputs[i] - centre[box]
-                r = 0.0
-                for k in range(_COEFFICIENTS - 1, -1, -1):
-                    r = r * h + coefficients[box, k]
-                result[i] = r
-            else:
-                result[i] = np.nan
-
-
-def table_of(boxes: Boxes) -> Table:
-    """The arrays of `boxes` that `evaluate` takes; ProofError where the proved bound exceeds `TOLERANCE`."""
-    if not boxes.bound <= TOLERANCE:
-        raise ProofError(f"the oracle's bound {boxes.bound:.3e} exceeds {TOLERANCE:.0e}: use more or smaller boxes")
-    missing = _COEFFICIENTS - boxes.coefficients.shape[1]
-    return boxes.first, boxes.stop, boxes.centre, np.pad(boxes.coefficients, ((0, 0), (0, missing)))
-
-
-@dataclass(frozen=True)
-class Range:
-    """One monotone piece in float32: its inputs are the ordinals first ≤ o < stop.
-
-    y of the ordinals low ≤ o ≤ high count for the decoder error: those at least `CLEARANCE` ulp inside the turning
-    values, and all where the piece has no turning point at that end.
-    """
-
-    piece: Piece
-    first: int
-    stop: int
-    low: int
-    high: int
-
-    @property
-    def slope(self) -> float:
-        """Sign of f' on the piece."""
-        return 1.0 if self.piece.increasing else -1.0
+BEYOND = 2.0**200
+"""Stands for outputs that no format holds."""
 
 
 class Oracle:
-    """f' and g of one formula on float32 values; its boxes are built when first asked for, and kept."""
+    """f, f' and g of one formula on float32 values; its boxes are built when first asked for, and kept.
 
-    def __init__(self, formula: Formula) -> None:
+    With `gradient`, a formula whose values are what the gradient is meant to be, that takes the place of f'.
+    """
+
+    def __init__(self, formula: Formula, gradient: Formula | None = None) -> None:
         self.formula = formula
+        self.gradient = gradient
+
+    @cached_property
+    def relative(self) -> bool:
+        """Whether errors are measured relative to max(1, |f'|), because f' has no bound."""
+        return self.gradient is None and ranges.unbounded(self.formula)
 
     @cached_property
     def ranges(self) -> tuple[Range, ...]:
-        """The monotone pieces as ranges of float32 ordinals, from the left; together all finite inputs."""
-        cuts = [FLOAT32.first_ordinal, *cuts_of(self.formula, FLOAT32), FLOAT32.largest_ordinal + 1]
-        return tuple(
-            Range(piece, first, stop, *_counting(piece))
-            for piece, first, stop in zip(pieces(self.formula), cuts, cuts[1:], strict=False)
-        )
+        """The monotone pieces as ranges of float32 ordinals, from the left; together all finite inputs not at jumps."""
+        return ranges.between_jumps(self.edges(FLOAT32)) if self.gradient else ranges.ranges(self.formula)
+
+    def edges(self, fmt: Format) -> tuple[Edge, ...]:
+        """The inputs of `fmt` at jumps of the gradient (or of f), which no range holds."""
+        if self.gradient:
+            return ranges.jumps_of(self.gradient, self.formula, fmt)
+        return ranges.edges_of(self.formula, fmt)
+
+    def cuts(self, fmt: Format) -> list[tuple[int, int]]:
+        """Where each piece but the last stops and where the next one starts, as ordinals of `fmt`."""
+        if self.gradient:
+            return [(edge.first, edge.stop) for edge in self.edges(fmt)]
+        return ranges.cuts_of(self.formula, fmt)
+
+    def piece_at(self, fmt: Format, ordinal: int) -> int:
+        """Number of the piece that holds an input of `fmt`; at a jump, that of the piece on its right."""
+        return int(np.searchsorted([stop for stop, _ in self.cuts(fmt)], ordinal, side="right"))
 
     @cached_property
     def slopes(self) -> Table:
-        """Boxes of f' over all finite inputs."""
-        first, stop = FLOAT32.first_ordinal, FLOAT32.largest_ordinal + 1
-        return table_of(taylor.derivative_boxes(self.formula, FLOAT32, first, stop, TOLERANCE))
+        """Boxes of f' over all finite inputs, but for those whose f' may be too large for a float64."""
+        if self.gradient:
+            return table_of(taylor.value_boxes(self.gradient, FLOAT32, *_everywhere(), TOLERANCE))
+        span = ranges.representable(self.formula)
+        boxes = taylor.derivative_boxes(self.formula, FLOAT32, *span, TOLERANCE, relative=self.relative)
+        return table_of(boxes, self.relative)
+
+    @cached_property
+    def values(self) -> Table:
+        """Boxes of f over all finite inputs, with an error relative to |f| down to the smallest normal."""
+        first, stop = ranges.representable(self.formula)
+        inner = table_of(taylor.value_boxes(self.formula, FLOAT32, first, stop, TOLERANCE, relative=True), True)
+        left, right = (float(limit(self.formula, sign)) for sign in (-1, +1))
+        start, end = _everywhere()
+        return joined([constant(_beyond(left), start, first), inner, constant(_beyond(right), stop, end)])
 
     @cached_property
     def outputs(self) -> tuple[Table, ...]:
@@ -159,10 +95,39 @@ class Oracle:
         return tuple(self._outputs(part) for part in self.ranges)
 
     def _outputs(self, part: Range) -> Table:
-        lowest, highest = sorted((part.piece.left_limit, part.piece.right_limit))
-        first, last = max(part.low, _at_least(lowest)), min(part.high, _at_most(highest))
-        boxes = taylor.output_boxes(self.formula, FLOAT32, part.piece.index, first, last + 1, TOLERANCE)
-        return table_of(boxes)
+        if part.low > part.high:
+            return joined([])
+        piece = part.piece
+        ends = [(piece.left_limit, self._slope_at_end(part, -1)), (piece.right_limit, self._slope_at_end(part, +1))]
+        (lowest, below), (highest, above) = ends if piece.increasing else ends[::-1]
+        first, last = max(part.low, at_least(lowest)), min(part.high, at_most(highest))
+        # Outputs at a limit or rounded to beyond it decode to what f' is there.
+        while first <= last and below is not None and FLOAT32.value(first) == lowest:
+            first += 1
+        while first <= last and above is not None and FLOAT32.value(last) == highest:
+            last -= 1
+        tables = []
+        if below is not None:
+            tables.append(constant(below, part.low, first))
+        if first <= last:
+            boxes = taylor.output_boxes(
+                self.formula, FLOAT32, piece.index, first, last + 1, TOLERANCE, relative=self.relative
+            )
+            tables.append(table_of(boxes, self.relative))
+        if above is not None:
+            tables.append(constant(above, max(first, last + 1), part.high + 1))
+        return joined(tables)
+
+    def _slope_at_end(self, part: Range, outward: int) -> float | None:
+        """f' at an end of a piece where f has a limit that the outputs may reach; None where they are kept clear."""
+        piece = part.piece
+        end, value = (piece.left_end, piece.left_limit) if outward < 0 else (piece.right_end, piece.right_limit)
+        if isinf(value) or ranges.singular(self.formula, piece, end, outward):
+            return None
+        if end == "infinity":
+            slope = float(limit(self.formula, outward, 1))
+            return slope if isfinite(slope) else None
+        return ranges.slope_at_break(self.formula, piece, outward)
 
     @cached_property
     def tails(self) -> tuple[float, float]:
@@ -180,58 +145,42 @@ class Oracle:
 
     def derivative(self, x: NDArray[np.float32]) -> NDArray[np.float64]:
         """f'(x), within `TOLERANCE`, for finite x of shape (n,)."""
-        out = np.empty(x.shape, np.float64)
-        evaluate(self.slopes, np.ascontiguousarray(x), out)
-        return out
+        return looked_up(self.slopes, x)
+
+    def value(self, x: NDArray[np.float32]) -> NDArray[np.float64]:
+        """f(x), within a relative `TOLERANCE`, for finite x of shape (n,)."""
+        return looked_up(self.values, x)
 
     def from_output(self, y: NDArray[np.float32], piece: int) -> NDArray[np.float64]:
         """g(y, piece), within `TOLERANCE`, for y of shape (n,); NaN outside the range that the piece's table covers."""
-        out = np.empty(y.shape, np.float64)
-        evaluate(self.outputs[piece], np.ascontiguousarray(y), out)
-        return out
+        return looked_up(self.outputs[piece], y)
+
+    def exact(self, x: NDArray[np.float64]) -> NDArray[np.float64]:
+        """What the gradient should be at any float64 x of shape (n,), one at a time from Arb, rounded to float64."""
+        return exact_values(self.gradient, x, 0) if self.gradient else exact_slopes(self.formula, x)
 
 
-def cuts_of(formula: Formula, fmt: Format) -> list[int]:
-    """For each turning point, the ordinal of the first value of `fmt` to the right of it."""
-    points = turning_points(formula)
-    nearest = [fmt.ordinal(float(point.x)) for point in points]
-    return [ordinal + (fmt.value(ordinal) < point.x) for ordinal, point in zip(nearest, points, strict=True)]
+def _everywhere() -> tuple[int, int]:
+    return FLOAT32.first_ordinal, FLOAT32.largest_ordinal + 1
+
+
+def _beyond(end: float) -> float:
+    return BEYOND if end > 0 else -BEYOND
 
 
 def exact_slopes(formula: Formula, x: NDArray[np.float64]) -> NDArray[np.float64]:
     """f'(x) for any float64 x of shape (n,), one at a time from Arb, rounded to float64."""
-    with precision(_BITS):
-        return np.array([float(formula.evaluate(arb(value), ARB, 1).mid()) for value in x.tolist()])
+    return exact_values(formula, x, 1)
+
+
+def exact_values(formula: Formula, x: NDArray[np.float64], order: int) -> NDArray[np.float64]:
+    """The derivative of that order, as `exact_slopes`."""
+    with precision(BITS):
+        return np.array([float(formula.evaluate(arb(value), ARB, order).mid()) for value in x.tolist()])
 
 
 def exact_errors(formula: Formula, x: NDArray[np.float64], dx: NDArray[np.float64]) -> NDArray[np.float64]:
     """|dx - f'(x)| for float64 arrays of shape (n,), one at a time from Arb: upper bounds rounded to nearest."""
-    with precision(_BITS):
+    with precision(BITS):
         pairs = zip(x.tolist(), dx.tolist(), strict=True)
         return np.array([float(abs(arb(d) - formula.evaluate(arb(v), ARB, 1)).upper()) for v, d in pairs])
-
-
-def _counting(piece: Piece) -> tuple[int, int]:
-    """Ordinals of the least and the largest float32 y that count: `CLEARANCE` ulp from a turning value, or all."""
-    ends = [(piece.left_limit, isfinite(piece.left)), (piece.right_limit, isfinite(piece.right))]
-    (low, turns_low), (high, turns_high) = ends if piece.increasing else ends[::-1]
-    return (
-        _at_least(low + _clearance(low)) if turns_low else FLOAT32.first_ordinal,
-        _at_most(high - _clearance(high)) if turns_high else FLOAT32.largest_ordinal,
-    )
-
-
-def _clearance(turning_value: Any) -> float:
-    return CLEARANCE * FLOAT32.ulp(float(turning_value))
-
-
-def _at_least(bound: Any) -> int:
-    """Ordinal of the least finite float32 not below `bound`; of the two zeros -0.0 comes first."""
-    nearest = max(FLOAT32.ordinal(float(bound)), FLOAT32.first_ordinal)
-    nearest += FLOAT32.value(nearest) < bound
-    return -1 if nearest == 0 else nearest
-
-
-def _at_most(bound: Any) -> int:
-    """Ordinal of the largest finite float32 not above `bound`: ordinal o is the negative of ordinal -1 - o."""
-    return -1 - _at_least(-bound)

@@ -14,6 +14,7 @@ from typing import Any
 from invref.errors import InputError
 from invref.formats import Format
 
+ABSOLUTE, RELATIVE = "absolute", "relative beyond 1"
 VERDICTS = ("proved", "exhausted", "sampled", "unproved", "failed")
 
 
@@ -55,6 +56,8 @@ class Record:
 
     `worst_error` includes the oracle's own error bound; `bound` is what it was held to, with the gradient's rounding
     to a 16-bit format. `native_error` is that of the framework's own backward, over the inputs where that is finite.
+    Where `scale` says so, errors are divided by max(1, |f'|), and `overflowed` inputs, whose output is infinite, are no
+    part of them. `forward_error_ulps` is |y - f(x)| in units in the last place of f(x), where that was measured.
     """
 
     activation: str
@@ -75,6 +78,14 @@ class Record:
     bound: float | None
     seconds: float
     reproduce: str
+    pieces: int = 0
+    bits: int = 0
+    decoder: str = ""
+    gain: str = ""
+    scale: str = ABSOLUTE
+    overflowed: int = 0
+    forward_error_ulps: float | None = None
+    forward_worst: WorstInput | None = None
     checks: list[Check] = field(default_factory=list)
 
     @property
@@ -101,7 +112,8 @@ class Record:
             wrong = ", ".join(sorted(data.keys() ^ names))
             raise InputError(f"not a verification record: missing or unknown {wrong}; write records with --json")
         values = {name: _number(value) if name in _NUMBERS else value for name, value in data.items()}
-        values["worst_input"] = _worst(data["worst_input"])
+        for name in ("worst_input", "forward_worst"):
+            values[name] = _worst(data[name])
         values["checks"] = [
             Check(c["name"], _number(c["measured"]), _number(c["bound"]), c["holds"], _worst(c["worst"]))
             for c in data["checks"]
@@ -109,7 +121,7 @@ class Record:
         return cls(**values)
 
 
-_NUMBERS = {"worst_error", "error_floor", "excess_error", "native_error", "bound", "seconds"}
+_NUMBERS = {"worst_error", "error_floor", "excess_error", "native_error", "bound", "seconds", "forward_error_ulps"}
 
 
 def _plain(value: Any) -> Any:

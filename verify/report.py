@@ -47,10 +47,14 @@ def decoder_error(record: Record) -> float | None:
     return next((check.measured for check in record.checks if check.name.startswith(DECODER_CHECK)), None)
 
 
+def short_hex(worst: WorstInput) -> str:
+    """An input as a hexadecimal float without trailing zeros."""
+    return re.sub(r"\.?0*p", "p", worst.hex)
+
+
 def place(worst: WorstInput) -> str:
     """An input in one phrase: decimal, hexadecimal float, bits and piece."""
-    short = re.sub(r"\.?0*p", "p", worst.hex)
-    return f"x = {worst.value!r} = {short} (bits {worst.bits}, piece {worst.piece})"
+    return f"x = {worst.value!r} = {short_hex(worst)} (bits {worst.bits}, piece {worst.piece})"
 
 
 _COLUMNS: tuple[tuple[str, Callable[[Record], str]], ...] = (

@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 from invref.formats import Format
-from verify.oracle import Oracle, cuts_of
+from verify.oracle import Oracle
 
 SEED = 20240723
 
@@ -30,7 +30,7 @@ def ordinals(fmt: Format, oracle: Oracle, count: int, span: int) -> NDArray[np.i
     smallest_normal = fmt.ordinal(2.0**fmt.emin)
     ones = fmt.ordinal(1.0), fmt.ordinal(-1.0)
     marks = [0, smallest_normal, -smallest_normal, *ones, left, right, largest, fmt.first_ordinal]
-    marks += cuts_of(oracle.formula, fmt)
+    marks += [start for _, start in oracle.cuts(fmt)]
     near = (np.array(marks, dtype=np.int64)[:, None] + np.arange(-span, span)).ravel()
     chosen = np.unique(np.concatenate([everywhere, between, near]))
     return chosen[(chosen >= fmt.first_ordinal) & (chosen <= largest)]

@@ -13,13 +13,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from invref.kernels.compiled import compiled
-from verify.oracle import TAIL, Table, evaluate
+from verify.lookup import Table, evaluate
+from verify.oracle import TAIL
 
 BLOCK = 1024
 """Consecutive inputs whose outputs and slopes share one hull: what the error floor's search starts from."""
 
-(GRADIENT, BEYOND_ROUNDING, NATIVE, DECODER, BEYOND_STORED, ZERO_TAIL, WRONG_SIGN, ONE_TAIL) = range(8)
-(NONFINITE, NATIVE_NONFINITE, FORWARD) = range(3)
+(GRADIENT, BEYOND_ROUNDING, NATIVE, DECODER, BEYOND_STORED) = range(5)
+(ZERO_TAIL, WRONG_SIGN, ONE_TAIL, FORWARD_ULPS, NATIVE_ULPS) = range(5, 10)
+(NONFINITE, NATIVE_NONFINITE, FORWARD, DIFFERENT, OVERFLOWED, OVERFLOWED_BADLY) = range(6)
 _INFINITE = 0x7FF0000000000000
 NOWHERE = np.iinfo(np.int64).min
 _NO_HULL_Y = np.empty((0, 2), np.int32)
@@ -29,18 +31,28 @@ _NO_HULL_SLOPE = np.empty((0, 2), np.float64)
 class Frame(NamedTuple):
     """What the kernel must know of the inputs it is given, all of one monotone piece.
 
-    `slope` is the sign of f' there; y of ordinals low ≤ o ≤ high count for the decoder error; x < left and x > right
-    are tails, where f' is within `tail` of 0 or 1; half an ulp of a gradient in [2^e, 2^(e+1)) is `half_ulp` 2^e, at
-    least `least_half_ulp` (with 0 for `half_ulp` there is no BEYOND_ROUNDING).
+    `slope` is the sign of f' there, 0 where f is constant, and counts only if `signed`; y of ordinals low ≤ o ≤ high
+    count for the decoder error; x < left and x > right are tails, where f' is within `tail` of 0 or 1; half an ulp of a
+    gradient in [2^e, 2^(e+1)) is `half_ulp` 2^e, at least `least_half_ulp` (with 0 for `half_ulp` there is no
+    BEYOND_ROUNDING). With `relative`, errors are divided by max(1, |f'|), and inputs with an infinite y are no part of
+    them. With `identical`, gradients are compared with the framework's bit for bit. An ulp of an output in
+    [2^e, 2^(e+1)) is `ulp` 2^e, at least `least_ulp`, and ±infinity counts as ±`beyond` (with 0 for `ulp` the forward
+    is not measured).
     """
 
     slope: float
+    signed: bool
     low: int
     high: int
     left: float
     right: float
     half_ulp: float
     least_half_ulp: float
+    relative: bool = False
+    identical: bool = False
+    ulp: float = 0.0
+    least_ulp: float = 0.0
+    beyond: float = 0.0
     tail: float = TAIL
 
 
@@ -50,15 +62,17 @@ class Tally:
 
     `worst[GRADIENT]` is the largest |dx - f'|, BEYOND_ROUNDING that less half an ulp of dx, NATIVE the framework's own,
     DECODER |dx - g(y, s)|, BEYOND_STORED |dx - f'| - |g(y, s) - f'|, ZERO_TAIL |dx| where f' is nearly 0 in a tail,
-    WRONG_SIGN how far dx lies on the wrong side of 0 there, ONE_TAIL |dx - f'| where f' is nearly 1 in a tail.
-    `counts` are inputs with non-finite gradients, the framework's, and outputs that differ from the framework's.
+    WRONG_SIGN how far dx lies on the wrong side of 0 there, ONE_TAIL |dx - f'| where f' is nearly 1 in a tail,
+    FORWARD_ULPS |y - f| in ulps of f, NATIVE_ULPS the framework's own. `counts` are inputs with non-finite gradients,
+    the framework's, outputs that differ from the framework's, gradients that do; inputs that overflow where f' has no
+    bound, and those of them whose gradient is neither finite nor the framework's.
     """
 
     inputs: int = 0
-    worst: NDArray[np.float64] = field(default_factory=lambda: np.zeros(8))
-    worst_at: NDArray[np.int64] = field(default_factory=lambda: np.full(8, NOWHERE))
-    counts: NDArray[np.int64] = field(default_factory=lambda: np.zeros(3, np.int64))
-    counts_at: NDArray[np.int64] = field(default_factory=lambda: np.full(3, NOWHERE))
+    worst: NDArray[np.float64] = field(default_factory=lambda: np.zeros(10))
+    worst_at: NDArray[np.int64] = field(default_factory=lambda: np.full(10, NOWHERE))
+    counts: NDArray[np.int64] = field(default_factory=lambda: np.zeros(6, np.int64))
+    counts_at: NDArray[np.int64] = field(default_factory=lambda: np.full(6, NOWHERE))
 
     def add(self, other: Tally) -> None:
         """Takes in another tally; NaN stays the worst, the first of equals stays."""
@@ -122,10 +136,27 @@ def _hull(ybits: Any, slopes: Any, n: int, hull_y: Any, hull_slope: Any) -> None
 
 
 @compiled()
+def _ulps(outputs: Any, truth: Any, n: int, frame: Frame, unit: Any, part: Any) -> None:
+    """|y - f| in ulps of f to `part`; NaN where y is. `unit` is float64 room for `n` numbers."""
+    patterns, units = truth.view(np.int64), unit.view(np.int64)
+    beyond = frame.beyond
+    for i in range(n):
+        units[i] = patterns[i] & _INFINITE
+    for i in range(n):
+        ulp = unit[i] * frame.ulp
+        ulp = frame.least_ulp if ulp < frame.least_ulp else ulp
+        y = float(outputs[i])
+        y = beyond if y > beyond else y
+        y = -beyond if y < -beyond else y
+        part[i] = abs(y - truth[i]) / ulp
+
+
+@compiled()
 def scan(
     arrays: tuple[Any, ...],
     derivative: Table,
     output: Table,
+    forward: Table,
     frame: Frame,
     worst: Any,
     worst_at: Any,
@@ -142,6 +173,8 @@ def scan(
     slopes = np.empty(BLOCK, np.float64)
     decoded = np.empty(BLOCK, np.float64)
     error = np.empty(BLOCK, np.float64)
+    scale = np.ones(BLOCK, np.float64)
+    unit = np.empty(BLOCK, np.float64)
     part = np.empty(BLOCK, np.float64)
     binade = np.empty(BLOCK, np.int32)
     power = binade.view(np.float32)
@@ -155,6 +188,22 @@ def scan(
         xbits, ybits, dxbits = xs.view(np.int32), ys.view(np.int32), dxs.view(np.int32)
         expected = native_y[start : start + n].view(np.int32)
         evaluate(derivative, xs, slopes)
+        if frame.relative:
+            dxs, natives = dxs.copy(), natives.copy()
+            for i in range(n):
+                if np.isinf(ys[i]):
+                    if not counts[OVERFLOWED]:
+                        counts_at[OVERFLOWED] = _ordinal(xbits[i])
+                    counts[OVERFLOWED] += 1
+                    if not (np.isfinite(dxs[i]) | (dxs[i] == natives[i])):
+                        if not counts[OVERFLOWED_BADLY]:
+                            counts_at[OVERFLOWED_BADLY] = _ordinal(xbits[i])
+                        counts[OVERFLOWED_BADLY] += 1
+                    slopes[i] = 0.0
+                    dxs[i] = 0.0
+                    natives[i] = 0.0
+                scale[i] = max(1.0, abs(slopes[i]))
+            dxbits = dxs.view(np.int32)
         _hull(ybits, slopes, n, ends_y, ends)
         if block < hull_y.shape[0]:
             hull_y[block] = ends_y
@@ -162,6 +211,9 @@ def scan(
 
         for i in range(n):
             error[i] = abs(dxs[i] - slopes[i])
+        if frame.relative:
+            for i in range(n):
+                error[i] /= scale[i]
         if _keep(error, n, xbits, GRADIENT, worst, worst_at) >= _INFINITE:
             _count(~np.isfinite(dxs), n, xbits, NONFINITE, counts, counts_at)
         if frame.half_ulp:
@@ -170,6 +222,7 @@ def scan(
             for i in range(n):
                 half = power[i] * frame.half_ulp
                 half = frame.least_half_ulp if half < frame.least_half_ulp else half
+                half = half / scale[i] if frame.relative else half
                 beyond = error[i] - half
                 part[i] = abs(0.0 if beyond < 0.0 else beyond)
             _keep(part, n, xbits, BEYOND_ROUNDING, worst, worst_at)
@@ -183,6 +236,7 @@ def scan(
         bad = 0
         for i in range(n):
             distance = abs(natives[i] - slopes[i])
+            distance = distance / scale[i] if frame.relative else distance
             finite = distance < np.inf
             bad += not finite
             part[i] = distance if finite else 0.0
@@ -190,13 +244,35 @@ def scan(
         if bad:
             _count(~np.isfinite(natives), n, xbits, NATIVE_NONFINITE, counts, counts_at)
 
+        if frame.identical:
+            unequal = np.int32(0)
+            theirs = native_dx[start : start + n].view(np.int32)
+            ours = dx[start : start + n].view(np.int32)
+            for i in range(n):
+                unequal |= ours[i] ^ theirs[i]
+            if unequal:
+                both = np.isnan(dx[start : start + n]) & np.isnan(native_dx[start : start + n])
+                _count((ours != theirs) & ~both, n, xbits, DIFFERENT, counts, counts_at)
+
+        if frame.ulp:
+            evaluate(forward, xs, decoded)
+            for i in range(n):
+                decoded[i] = min(max(decoded[i], -frame.beyond), frame.beyond)
+            _ulps(ys, decoded, n, frame, unit, part)
+            _keep(part, n, xbits, FORWARD_ULPS, worst, worst_at)
+            _ulps(native_y[start : start + n], decoded, n, frame, unit, part)
+            for i in range(n):
+                part[i] = part[i] if part[i] < np.inf else 0.0
+            _keep(part, n, xbits, NATIVE_ULPS, worst, worst_at)
+
         if (ends_y[1] >= frame.low) & (ends_y[0] <= frame.high):
             evaluate(output, ys, decoded)
             for i in range(n):
                 ordinal = _ordinal(ybits[i])
                 counted = (ordinal >= frame.low) & (ordinal <= frame.high)
-                part[i] = abs(dxs[i] - decoded[i]) if counted else 0.0
-                beyond = error[i] - abs(decoded[i] - slopes[i])
+                size = scale[i] if frame.relative else 1.0
+                part[i] = abs(dxs[i] - decoded[i]) / size if counted else 0.0
+                beyond = error[i] - abs(decoded[i] - slopes[i]) / size
                 decoded[i] = abs(0.0 if (beyond < 0.0) | (not counted) else beyond)
             _keep(part, n, xbits, DECODER, worst, worst_at)
             _keep(decoded, n, xbits, BEYOND_STORED, worst, worst_at)
@@ -207,8 +283,8 @@ def scan(
             for i in range(n):
                 tail = ((xs[i] < frame.left) | (xs[i] > frame.right)) & (abs(slopes[i]) < frame.tail)
                 part[i] = abs(dxs[i]) if tail else 0.0
-                against = -frame.slope * dxs[i]
-                decoded[i] = abs(0.0 if (against < 0.0) | (not tail) else against)
+                against = -frame.slope * dxs[i] if frame.slope else abs(dxs[i])
+                decoded[i] = abs(0.0 if (against < 0.0) | (not (tail & frame.signed)) else against)
             _keep(part, n, xbits, ZERO_TAIL, worst, worst_at)
             _keep(decoded, n, xbits, WRONG_SIGN, worst, worst_at)
         if (ends[0] < 1.0 + frame.tail) & (ends[1] > 1.0 - frame.tail):
@@ -222,6 +298,7 @@ def tally_up(
     arrays: tuple[NDArray[np.float32], ...],
     derivative: Table,
     output: Table,
+    forward: Table,
     frame: Frame,
     tally: Tally,
     hull_y: NDArray[np.int32] = _NO_HULL_Y,
@@ -229,7 +306,7 @@ def tally_up(
 ) -> None:
     """`scan` into a `Tally`."""
     scan(
-        arrays, derivative, output, frame,
+        arrays, derivative, output, forward, frame,
         tally.worst, tally.worst_at, tally.counts, tally.counts_at, hull_y, hull_slope,
     )  # fmt: skip
     tally.inputs += arrays[0].size

@@ -122,6 +122,7 @@ def fingerprint(target: Target) -> str:
     digest = hashlib.sha256()
     for path in sources(target):
         digest.update(path.name.encode() + b"\0" + path.read_bytes())
-    for text in (target.formula.text, target.label, target.forward, torch.__version__, str(SIZE), str(BLOCK)):
+    meant = (target.formula, target.gradient, target.codes, target.role)
+    for text in (repr(meant), target.label, target.forward, torch.__version__, str(SIZE), str(BLOCK)):
         digest.update(text.encode() + b"\0")
     return digest.hexdigest()[:16]

@@ -1,15 +1,16 @@
 """Verify one layer in one format: run its inputs, apply the checks, and write the record.
 
 Guarantees that the record's count is the number of inputs that were run, that a verdict never claims more inputs than
-that, and that a check that does not hold makes it `failed`. Must not know how the inputs are run.
+that, that a check that does not hold makes it `failed`, and that a truth which cannot be bounded makes it `unproved`.
+Must not know how the inputs are run.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from functools import cache
+from math import nan
 from pathlib import Path
 
 import numpy as np
@@ -17,14 +18,14 @@ import torch
 from torch import Tensor
 
 from invref import formats
-from invref.errors import InputError
+from invref.errors import InputError, ProofError
 from invref.formats import Format
 from invref.formulas import Formula
-from verify import batches, checks, findings, limits, sampling, shards, sweep32, sweep64
-from verify.findings import Findings
-from verify.measure import measure
+from verify import batches, checks, findings, jumps, limits, sampling, shards, sweep32, sweep64
+from verify.findings import Findings, Run
+from verify.measure import Measured, measure
 from verify.oracle import FLOAT32, Oracle
-from verify.record import Check, Record
+from verify.record import ABSOLUTE, RELATIVE, Check, Record
 from verify.scan import Tally
 from verify.targets import Target
 
@@ -35,10 +36,14 @@ SPAN = 4096
 """Consecutive inputs on each side of a landmark in a sampled run."""
 
 
+def oracle_of(formula: Formula, gradient: Formula | None = None) -> Oracle:
+    """One oracle a formula (and gradient), kept: its boxes serve all formats."""
+    return _oracle(formula, gradient)
+
+
 @cache
-def oracle_of(formula: Formula) -> Oracle:
-    """One oracle a formula, kept: its boxes serve all formats."""
-    return Oracle(formula)
+def _oracle(formula: Formula, gradient: Formula | None) -> Oracle:
+    return Oracle(formula, gradient)
 
 
 def run(
@@ -68,22 +73,22 @@ def run(
         raise InputError(f"cannot check {samples} samples: ask for 1 or more")
     start = time.perf_counter()
     report = progress or (lambda done, total: None)
-    with batches.one_thread() as threads:
-        if fmt.bits == 64:
-            found = sweep64.run(target, oracle_of(target.formula), samples or sweep64.SAMPLES, threads, report)
-        elif fmt.bits == 16:
-            found = _sixteen(target, fmt, (inputs or all_inputs)(fmt), report)
-        elif samples is not None:
-            found = _sampled(target, samples, report)
-        else:
-            found = _float32(target, shard, state_dir, keep, threads, report)
-        found.checks[:0] = [_count(found)]
-        found.checks += limits.limits(target, fmt)
-    if target.foreign:
-        # A layer that keeps more than (y, s) may be nearer to the truth than the stored y is: told, not held to it.
-        told = [replace(c, bound=None, holds=True) if c.name.startswith("decoder error") else c for c in found.checks]
-        found.checks = told
-    verdict = found.verdict if all(check.holds for check in found.checks) else "failed"
+    oracle = oracle_of(target.formula, target.gradient)
+    try:
+        with batches.one_thread() as threads:
+            if fmt.bits == 64:
+                found = sweep64.run(target, oracle, samples or sweep64.SAMPLES, threads, report)
+            elif fmt.bits == 16:
+                found = _sixteen(target, fmt, oracle, (inputs or all_inputs)(fmt), report)
+            elif samples is not None:
+                found = _sampled(target, oracle, samples, report)
+            else:
+                found = _float32(target, oracle, shard, state_dir, keep, threads, report)
+            found.checks[:0] = [_count(found.run)]
+            found.checks += [*jumps.checks(target, fmt, oracle), *limits.limits(target, fmt, oracle)]
+    except ProofError as error:
+        found = _unproved(error)
+    verdict = found.run.verdict if all(check.holds for check in found.checks) else "failed"
     return Record(
         activation=target.name,
         formula=target.formula.text,
@@ -91,18 +96,26 @@ def run(
         forward=target.forward,
         dtype=fmt.name,
         device="cpu",
-        inputs=found.inputs,
-        coverage=found.coverage,
+        inputs=found.run.inputs,
+        coverage=found.run.coverage,
         verdict=verdict,
         worst_error=found.worst_error,
         worst_input=found.worst_input,
         error_floor=found.floor,
-        excess_error=found.worst_error - found.floor,
+        excess_error=None if found.floor is None else found.worst_error - found.floor,
         native_error=found.native_error,
         nonfinite_gradients=found.nonfinite,
         bound=found.bound,
         seconds=time.perf_counter() - start,
         reproduce=_command(target, fmt, found),
+        pieces=len(oracle.ranges),
+        bits=target.bits(fmt.dtype),
+        decoder=target.decoder(fmt.dtype),
+        gain=target.gain,
+        scale=RELATIVE if oracle.relative else ABSOLUTE,
+        overflowed=found.overflowed,
+        forward_error_ulps=found.forward_error,
+        forward_worst=found.forward_worst,
         checks=found.checks,
     )
 
@@ -112,24 +125,35 @@ def all_inputs(fmt: Format) -> Tensor:
     return fmt.tensor(fmt.first_ordinal, fmt.finite_count)
 
 
-def _sixteen(target: Target, fmt: Format, x: Tensor, report: Progress) -> Findings:
-    oracle = oracle_of(target.formula)
+def _unproved(error: ProofError) -> Findings:
+    """What is left where the truth could not be bounded: no input counts."""
+    run = Run(0, 0, f"none: {error}", "unproved")
+    return Findings(run, nan, None, None, nan, 0, None, [])
+
+
+def _sixteen(target: Target, fmt: Format, oracle: Oracle, x: Tensor, report: Progress) -> Findings:
     long = measure(target, fmt, oracle, x, batches.together)
     report(x.numel(), 2 * x.numel())
     short = measure(target, fmt, oracle, x, batches.in_slices)
     report(2 * x.numel(), 2 * x.numel())
     coverage = f"all {fmt.finite_count:,} finite inputs, twice: as one tensor, and {batches.SLICE} at a time"
-    paths = [findings.Path(long.tally, long.floor), findings.Path(short.tally, short.floor, checks.SCALAR)]
-    # Neither inputs run twice nor inputs that no piece took may pass for others.
-    distinct = min(np.unique(fmt.ordinals(x).numpy()).size, long.tally.inputs, short.tally.inputs)
-    return findings.of_paths(fmt, oracle, paths, distinct, fmt.finite_count, coverage, "exhausted")
+    # Neither inputs run twice nor inputs that no piece took may pass for others; those at jumps run by themselves.
+    at_jumps = jumps.count(oracle, fmt)
+    distinct = np.unique(fmt.ordinals(x).numpy()).size
+    inputs = min(distinct, long.tally.inputs + at_jumps, short.tally.inputs + at_jumps)
+    run = Run(inputs, fmt.finite_count, coverage, "exhausted")
+    return findings.of_paths(target, fmt, oracle, [_path(target, fmt, long), _path(target, fmt, short, True)], run)
 
 
-def _sampled(target: Target, samples: int, report: Progress) -> Findings:
-    oracle = oracle_of(target.formula)
+def _path(target: Target, fmt: Format, measured: Measured, scalar: bool = False) -> findings.Path:
+    floor = measured.floor if target.held(fmt.dtype) else None
+    return findings.Path(measured.tally, floor, checks.SCALAR if scalar else "")
+
+
+def _sampled(target: Target, oracle: Oracle, samples: int, report: Progress) -> Findings:
     window = sweep32.around_turning_points(oracle)
-    chosen = FLOAT32.from_ordinals(torch.from_numpy(sampling.ordinals(FLOAT32, oracle, samples, SPAN)))
-    x = torch.cat([chosen, window])
+    ordinals = sweep32.without_jumps(oracle, sampling.ordinals(FLOAT32, oracle, samples, SPAN))
+    x = torch.cat([FLOAT32.from_ordinals(torch.from_numpy(ordinals)), window])
     x = FLOAT32.from_ordinals(FLOAT32.ordinals(x).unique())
     # Repeating the last input fills the last vector, so that none falls to the scalar tail.
     long = measure(
@@ -137,19 +161,27 @@ def _sampled(target: Target, samples: int, report: Progress) -> Findings:
     )
     report(x.numel(), x.numel())
     coverage = f"{x.numel():,} inputs: {samples:,} random ones, landmarks, and {_around(window)}"
-    paths = [findings.Path(long.tally, long.floor), *_scalar_path(target, oracle, window)]
-    tallied = long.tally.inputs - -x.numel() % batches.VECTOR
-    return findings.of_paths(FLOAT32, oracle, paths, tallied, x.numel(), coverage, "sampled")
+    paths = [_path(target, FLOAT32, long), *_scalar_path(target, oracle, window)]
+    at_jumps = jumps.count(oracle, FLOAT32)
+    tallied = long.tally.inputs - -x.numel() % batches.VECTOR + at_jumps
+    run = Run(tallied, x.numel() + at_jumps, coverage, "sampled")
+    return findings.of_paths(target, FLOAT32, oracle, paths, run)
 
 
 def _float32(
-    target: Target, shard: tuple[int, int], state_dir: Path | None, keep: bool, threads: int, report: Progress
+    target: Target,
+    oracle: Oracle,
+    shard: tuple[int, int],
+    state_dir: Path | None,
+    keep: bool,
+    threads: int,
+    report: Progress,
 ) -> Findings:
-    oracle = oracle_of(target.formula)
     plan = shards.plan(oracle)
     chosen = shards.part_of(plan, shard)
     whole = len(chosen) == len(plan)
-    expected = FLOAT32.finite_count if whole else sum(s.stop - s.first for s in chosen)
+    at_jumps = jumps.count(oracle, FLOAT32)
+    expected = FLOAT32.finite_count if whole else sum(s.stop - s.first for s in chosen) + at_jumps
     store = shards.Store(state_dir, target)
     done = 0
 
@@ -164,43 +196,38 @@ def _float32(
         tally.add(results[piece.index].tally)
     window = sweep32.around_turning_points(oracle)
     if whole:
-        floor = sweep32.whole_floor(target, oracle, plan, results)
+        floor = sweep32.whole_floor(target, oracle, plan, results) if target.held(FLOAT32.dtype) else None
         coverage = "all " + f"{expected:,} finite inputs"
     else:
-        floor = measure(target, FLOAT32, oracle, window, batches.together).floor
+        floor = _path(target, FLOAT32, measure(target, FLOAT32, oracle, window, batches.together)).floor
         coverage = f"part {shard[0]}/{shard[1]} of the finite inputs, error floor from {_around(window)}"
     scalar = _scalar_path(target, oracle, window)
     if scalar:
         coverage += f"; {_around(window)} also {batches.SLICE} at a time"
     paths = [findings.Path(tally, floor), *scalar]
-    found = findings.of_paths(
-        FLOAT32, oracle, paths, tally.inputs, expected, coverage, "exhausted" if whole else "sampled"
-    )
+    run = Run(tally.inputs + at_jumps, expected, coverage, "exhausted" if whole else "sampled")
+    found = findings.of_paths(target, FLOAT32, oracle, paths, run)
     if whole and not keep:
         store.clear()
     return found
 
 
 def _scalar_path(target: Target, oracle: Oracle, window: Tensor) -> list[findings.Path]:
-    """The inputs around the turning points through the scalar tail, which may round y otherwise."""
-    if not window.numel():
+    """The inputs around the ends of pieces through the scalar tail, which may round y otherwise."""
+    if not window.numel() or target.role == "native":
         return []
-    short = measure(target, FLOAT32, oracle, window, batches.in_slices)
-    return [findings.Path(short.tally, short.floor, checks.SCALAR)]
+    return [_path(target, FLOAT32, measure(target, FLOAT32, oracle, window, batches.in_slices), True)]
 
 
 def _around(window: Tensor) -> str:
     return f"the {window.numel():,} around turning points"
 
 
-def _count(found: Findings) -> Check:
-    holds = found.inputs == found.expected
-    return Check("count", float(found.inputs), float(found.expected), holds)
+def _count(run: Run) -> Check:
+    return Check("count", float(run.inputs), float(run.expected), run.inputs == run.expected)
 
 
 def _command(target: Target, fmt: Format, found: Findings) -> str:
     """The command that reproduces the worst input, or the run where there is none."""
-    command = f"python -m verify gradient {target.name} --dtype {fmt.name}"
-    if ":" in target.label:
-        command += f" --target {target.label}"
+    command = f"python -m verify gradient {target.options or target.name} --dtype {fmt.name}"
     return command + (f" --input {found.worst_input.bits}" if found.worst_input else "")

@@ -9,7 +9,6 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from itertools import groupby
 
 import numpy as np
 import torch
@@ -18,7 +17,7 @@ from torch import Tensor
 
 from invref.kernels.compiled import compiled
 from verify import batches, floor
-from verify.measure import arrays_of, frame_of
+from verify.measure import arrays_of, frame_of, measures_forward, side_of, tables_of
 from verify.oracle import FLOAT32, Oracle
 from verify.scan import BLOCK, Tally, tally_up
 from verify.shards import Result, Shard, Store
@@ -27,8 +26,11 @@ from verify.targets import Target
 CHUNK = 1 << 18
 """Inputs at a time: small enough for the cache, large enough that a call's overhead does not count."""
 
-WINDOW = 1 << 16
-"""Inputs on each side of a turning point that are also run through the scalar tail."""
+WINDOW = 1 << 14
+"""Inputs on each side of a turning point that also run through the scalar tail: the lowest outputs take 3000 each."""
+
+NEAR_BREAK = 1 << 12
+"""As many at a break or flat point: there outputs are shared by few inputs."""
 
 
 def inputs_at(ordinals: NDArray[np.int64]) -> Tensor:
@@ -51,8 +53,8 @@ def run_shard(target: Target, oracle: Oracle, shard: Shard, step: Callable[[int]
     """Run and tally one shard; `step` is told the number of inputs done since it was last called."""
     count = -(-(shard.stop - shard.first) // BLOCK)
     result = Result(Tally(), np.empty((count, 2), np.int32), np.empty((count, 2), np.float64))
-    frame = frame_of(oracle, shard.part, FLOAT32)
-    output = oracle.outputs[shard.part.piece.index]
+    frame = frame_of(oracle, shard.part, FLOAT32, target)
+    tables = tables_of(oracle, shard.part, FLOAT32, target)
     for first in range(shard.first, shard.stop, CHUNK):
         size = min(CHUNK, shard.stop - first)
         blocks = slice((first - shard.first) // BLOCK, (first - shard.first + size - 1) // BLOCK + 1)
@@ -60,7 +62,7 @@ def run_shard(target: Target, oracle: Oracle, shard: Shard, step: Callable[[int]
         patterns = _consecutive(first, -(-size // BLOCK) * BLOCK, FLOAT32.largest_ordinal)
         arrays = arrays_of(target, torch.from_numpy(patterns).view(torch.float32), batches.together)
         inputs = tuple(array[:size] for array in arrays)
-        tally_up(inputs, oracle.slopes, output, frame, result.tally, result.hull_y[blocks], result.hull_slope[blocks])
+        tally_up(inputs, *tables, frame, result.tally, result.hull_y[blocks], result.hull_slope[blocks])
         step(size)
     return result
 
@@ -83,7 +85,7 @@ def run_shards(
 
     results: dict[int, Result] = {}
     # Built before the threads start: both would build them otherwise.
-    _ = oracle.slopes, oracle.outputs, oracle.tails
+    _ = oracle.slopes, oracle.outputs, oracle.tails, oracle.relative, measures_forward(target) and oracle.values
     pool = ThreadPoolExecutor(threads)
     try:
         futures = {}
@@ -103,31 +105,48 @@ def run_shards(
 
 
 def whole_floor(target: Target, oracle: Oracle, plan: list[Shard], results: dict[int, Result]) -> float:
-    """The error floor's maximum over all inputs of all shards, by branch and bound."""
-    pieces = groupby(plan, lambda shard: shard.part.piece.index)
-    return float(np.max([piece_floor(target, oracle, list(piece), results) for _, piece in pieces]))
+    """The error floor's maximum over all inputs of all shards, by branch and bound, one side code after the other."""
+    sides: dict[int, list[Shard]] = {}
+    for shard in plan:
+        sides.setdefault(side_of(target, shard.part.piece.index), []).append(shard)
+    return float(np.max([side_floor(target, oracle, shards, results) for shards in sides.values()]))
 
 
-def piece_floor(target: Target, oracle: Oracle, plan: list[Shard], results: dict[int, Result]) -> float:
-    """The error floor's maximum over the inputs of some shards of one piece, which must be neighbours."""
-    stop = plan[-1].stop
+def side_floor(target: Target, oracle: Oracle, plan: list[Shard], results: dict[int, Result]) -> float:
+    """The error floor's maximum over the inputs of some shards, all of pieces with one side code, from the left."""
     hulls = floor.Hulls(
         np.concatenate([np.arange(s.first, s.stop, BLOCK, dtype=np.int64) for s in plan]),
         np.concatenate([results[s.index].hull_y for s in plan]),
         np.concatenate([results[s.index].hull_slope for s in plan]),
     )
+    firsts, stops = np.array([shard.first for shard in plan]), np.array([shard.stop for shard in plan])
 
     def inputs(first: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-        ordinals = (first[:, None] + np.arange(BLOCK)).ravel()
-        x = inputs_at(ordinals)
+        ordinals = first[:, None] + np.arange(BLOCK)
+        real = ordinals < stops[np.searchsorted(firsts, first, side="right") - 1, None]
+        x = inputs_at(ordinals.ravel())
         y, _ = batches.together(target.layer, x)
-        real = ordinals < stop
-        return FLOAT32.ordinals(y).numpy()[real], oracle.derivative(x.numpy())[real]
+        slopes = oracle.derivative(x.numpy())
+        if oracle.relative:
+            slopes[np.isinf(y.numpy())] = 0.0
+        return FLOAT32.ordinals(y).numpy()[real.ravel()], slopes[real.ravel()]
 
-    return floor.search(hulls, inputs)
+    return floor.search(hulls, inputs, oracle.relative)
 
 
 def around_turning_points(oracle: Oracle) -> Tensor:
-    """`WINDOW` inputs on each side of every turning point."""
-    windows = [np.arange(part.first - WINDOW, part.first + WINDOW) for part in oracle.ranges[1:]]
-    return inputs_at(np.unique(np.concatenate(windows))) if windows else torch.empty(0)
+    """`WINDOW` inputs on each side of every end of a piece, without those at jumps."""
+    spans = [(part.first, WINDOW if part.piece.left_end == "turning" else NEAR_BREAK) for part in oracle.ranges[1:]]
+    windows = [np.arange(first - span, first + span) for first, span in spans]
+    if not windows:
+        return torch.empty(0)
+    ordinals = np.unique(np.concatenate(windows))
+    return inputs_at(without_jumps(oracle, ordinals))
+
+
+def without_jumps(oracle: Oracle, ordinals: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Those of the float32 `ordinals` that lie in a range."""
+    kept = np.zeros(ordinals.size, bool)
+    for part in oracle.ranges:
+        kept |= (part.first <= ordinals) & (ordinals < part.stop)
+    return ordinals[kept]

@@ -1,33 +1,40 @@
-"""What is verified: the table of our layers, each with its formula and the framework's own layer beside it.
+"""What is verified: the catalogue's layers, each with its formula and the framework's own layer beside it.
 
 Guarantees that a target is found by name or that the error lists the names. Must not know how anything is checked.
 """
 
 from __future__ import annotations
 
-import importlib
-import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
+from typing import Literal
 
 import torch
 from torch import Tensor
-from torch.nn import functional as native
 
-from invref import formulas
+from invref.catalogue import ROWS, Row
 from invref.errors import InputError
 from invref.formulas import Formula
+from invref.kernels.scheme import Scheme
 
 Layer = Callable[[Tensor], Tensor]
+
+Role = Literal["row", "formula", "foreign", "native"]
+"""A layer of the catalogue; one made from a formula; anyone's, whose sources are unknown; the framework's, measured."""
+
+OWN = "torch's own"
+"""The kind of a scheme that hands the gradient to the framework, which keeps the output already."""
 
 
 @dataclass(frozen=True)
 class Target:
     """A layer to verify: elementwise, differentiable, and meant to compute `formula`.
 
-    `native` is the framework's own layer, whose forward `layer` must repeat bit for bit; `label` says what `layer` is
-    and `forward` which kernel computes y, since the error floor belongs to that kernel.
+    `native` is the framework's own layer, whose forward a row must repeat bit for bit; `label` says what `layer` is
+    and `forward` which kernel computes y, since the error floor belongs to that kernel. `codes` are the side codes of
+    the pieces of f, from the left, where the layer keeps its output and those; None where it may keep what it likes.
+    With `gradient`, a formula whose values the gradient is meant to have, it need not be f'; with `known` false
+    nothing is known of the forward. `options` are the words of the command line that choose this target.
     """
 
     name: str
@@ -36,36 +43,74 @@ class Target:
     native: Layer
     label: str
     forward: str
-    foreign: bool = False
-    """Whether `layer` was not written here: its sources are unknown, and it may keep what it likes for backward."""
+    role: Role = "row"
+    codes: tuple[int, ...] | None = None
+    scheme: Callable[[torch.dtype], Scheme] | None = None
+    gain: str = ""
+    gradient: Formula | None = None
+    known: bool = True
+    options: str = ""
+
+    @property
+    def foreign(self) -> bool:
+        """Whether `layer` was not written here: it may keep what it likes for backward."""
+        return self.role == "foreign"
+
+    def decoder(self, dtype: torch.dtype) -> str:
+        """What gives the gradient, in two or three words."""
+        return self.scheme(dtype).kind if self.scheme else self.role
+
+    def bits(self, dtype: torch.dtype) -> int:
+        """Side bits per element."""
+        if self.scheme:
+            return self.scheme(dtype).bits
+        return (max(self.codes, default=0)).bit_length() if self.codes else 0
+
+    def own(self, dtype: torch.dtype) -> bool:
+        """Whether the gradient is the framework's, so that there is no decoder to hold to a floor."""
+        return self.decoder(dtype) == OWN
+
+    def held(self, dtype: torch.dtype) -> bool:
+        """Whether the layer is held to the error floor of the pair (y, side code)."""
+        return self.codes is not None and self.role != "native" and not self.own(dtype)
 
 
-def _ours(function: str, **arguments: str) -> Layer:
-    def layer(x: Tensor) -> Tensor:
-        # Imported at the first call: the table of names must not load the kernels.
-        y: Tensor = getattr(importlib.import_module("invref.functional"), function)(x, **arguments)
-        return y
-
-    return layer
-
-
-def _gelu_tanh(x: Tensor) -> Tensor:
-    return native.gelu(x, approximate="tanh")
-
-
-def _row(name: str, layer: Layer, native_layer: Layer, call: str) -> Target:
-    forward = f"torch {torch.__version__} {call}, CPU {torch.backends.cpu.get_cpu_capability()}"
-    return Target(name, formulas.get(name), layer, native_layer, f"invref.functional.{call}", forward)
-
-
-TARGETS = {
-    target.name: target
-    for target in (
-        _row("gelu", _ours("gelu"), native.gelu, "gelu"),
-        _row("gelu_tanh", _ours("gelu", approximate="tanh"), _gelu_tanh, 'gelu(approximate="tanh")'),
-        _row("silu", _ours("silu"), native.silu, "silu"),
+def of_row(row: Row) -> Target:
+    """A row of the catalogue as a target."""
+    forward = f"{row.origin} {torch.__version__} {row.call}, CPU {torch.backends.cpu.get_cpu_capability()}"
+    return Target(
+        row.name,
+        row.formula,
+        row.layer,
+        row.native,
+        f"invref.functional.{row.call}",
+        forward,
+        codes=row.codes,
+        scheme=row.scheme,
+        gain=row.gain,
+        options=row.name,
     )
-}
+
+
+class _Targets(Mapping[str, Target]):
+    """The catalogue's rows as targets, made when asked for: a table of names must not load decoders."""
+
+    def __init__(self) -> None:
+        self._made: dict[str, Target] = {}
+
+    def __getitem__(self, name: str) -> Target:
+        if name not in self._made:
+            self._made[name] = of_row(ROWS[name])
+        return self._made[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(ROWS)
+
+    def __len__(self) -> int:
+        return len(ROWS)
+
+
+TARGETS: Mapping[str, Target] = _Targets()
 
 
 def resolve(names: Iterable[str]) -> list[Target]:
@@ -76,21 +121,14 @@ def resolve(names: Iterable[str]) -> list[Target]:
         raise InputError(f"unknown activation {error.args[0]!r}: use one of {', '.join(TARGETS)}") from None
 
 
-def external(name: str, path: str) -> Target:
-    """Anyone's implementation, `path` = "module:callable", held to the formula and the forward of the target `name`."""
-    (target,) = resolve([name])
-    module, _, attribute = path.partition(":")
-    if "" not in sys.path and str(Path.cwd()) not in sys.path:
-        # As `python -m` does it: the installed command finds modules of the folder it is run in, too.
-        sys.path.insert(0, str(Path.cwd()))
-    try:
-        layer = getattr(importlib.import_module(module), attribute)
-    except (Exception, SystemExit) as error:
-        raise InputError(f"cannot load target {path!r} ({error}): write it as module:callable") from error
-    return replace(target, layer=layer, label=path, foreign=True)
-
-
 def torch_itself(name: str) -> Target:
-    """The framework's own layer as the target: what the verifier says of it is the baseline of ours."""
+    """The framework's own layer in place of ours, held to what ours is: the baseline."""
     (target,) = resolve([name])
-    return replace(target, layer=target.native, label=target.label.replace("invref.", "torch.nn.", 1))
+    row = ROWS[name]
+    label = f"torch.nn.functional.{row.call}" if row.origin == "torch" else f"{row.origin} {row.call}"
+    return replace(target, layer=target.native, label=label, scheme=None)
+
+
+def native_of(name: str) -> Target:
+    """The framework's own layer to be measured: its errors are told, and held to nothing."""
+    return replace(torch_itself(name), role="native", codes=None, gain="", options=f"{name} --native")

@@ -25,7 +25,7 @@ from invref.formulas import Formula
 from invref.kernels.compiled import compiled
 from invref.pieces import TurningPoint
 from verify import batches
-from verify.oracle import cuts_of
+from verify.ranges import cuts_of
 from verify.targets import Target
 
 FLOAT64 = formats.get("float64")
@@ -66,7 +66,7 @@ class Window:
     """The inputs on both sides of one turning point; `run` fills the results."""
 
     def __init__(self, formula: Formula, point: TurningPoint) -> None:
-        self.middle = cuts_of(formula, FLOAT64)[point.index]
+        self.middle = cuts_of(formula, FLOAT64)[point.index][1]
         self.base = FLOAT64.ordinal(float(point.y)) - _CODES // 2
         self.high = float(point.x)
         self.low = float(point.x - self.high)

@@ -54,7 +54,7 @@ def _chunks(x: Tensor) -> tuple[Tensor, ...]:
 
 
 def _decode(decoder: Decoder, dy: Tensor, y: Tensor, packed: Tensor) -> Tensor:
-    side = sidebits.unpack(packed, y.numel())
+    side = sidebits.unpack(packed, y.numel()).bool()
     if y.dtype == float64:
         from invref.kernels import newton
 

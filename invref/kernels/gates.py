@@ -1,0 +1,178 @@
+"""Activations whose inverse has no closed form: which decoder serves which format.
+
+The 16-bit formats use a table calibrated on the forward, the wider ones a fitted decoder or, in float64, a solver. Must
+not know autograd.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from functools import partial
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from invref import native
+from invref.decoders import load
+from invref.errors import FormulaError
+from invref.formats import BY_DTYPE
+from invref.kernels import closed, slopes, solve
+from invref.kernels.closed import Form, keep
+from invref.kernels.codes import Forward, Slope
+from invref.kernels.scheme import Rational, Scheme, parts
+
+DIP = -0.16997
+"""Just above the least value of GELU."""
+SETTLED = 9.0
+"""From here on GELU(x) rounds to x in every format, float64 included."""
+
+
+def _sided(name: str, forward: Forward, slope: Slope, breaks: tuple[float, ...] = ()) -> Form:
+    """A gate with one minimum: the side bit says whether x lies right of it."""
+    turning = float(load(name).turning_x)
+    return Form(
+        forward,
+        slope,
+        bits=1,
+        code_of=lambda x: (x.float() > turning) & (x < math.inf),
+        breaks=breaks,
+        turning=(turning, float(load(name).turning_y)),
+    )
+
+
+@keep
+def _form(name: str) -> Form:
+    if name == "mish":
+        return _sided(name, functional.mish, slopes.mish)
+    if name == "quick_gelu":
+        return _sided(name, native.quick_gelu, partial(slopes.silu, scale=1.702))
+    if name == "gelu_new":
+        return _sided(name, native.gelu_new, slopes.gelu_tanh)
+    return _sided(name, native.gelu_fast, partial(slopes.gelu_tanh, scale=0.7978845608))
+
+
+def gate(name: str, dtype: torch.dtype) -> Scheme:
+    """mish, quick_gelu, gelu_new or gelu_fast."""
+    if BY_DTYPE[dtype].bits == 16:
+        return _form(name).scheme(dtype)
+    rational = Rational(load(name))
+    return _Repaired(rational, _form(name)) if name in COARSE and dtype == torch.float32 else rational
+
+
+COARSE = ("mish",)
+"""Whose float32 forward errs by several ulp around the turning value, more than a clamp can answer for."""
+
+
+@dataclass(frozen=True)
+class _Repaired:
+    """A rational decoder whose float32 outputs next to the turning value are decoded by table."""
+
+    inner: Rational
+    form: Form
+    bits: int = field(default=1, init=False)
+    keeps_output: bool = field(default=True, init=False)
+    kind: str = field(default="rational in the signed root", init=False)
+
+    def pack(self, x: Tensor) -> Tensor:
+        """One side bit an element."""
+        return self.inner.pack(x)
+
+    def backward(self, dy: Tensor, y: Tensor | None, packed: Tensor | None) -> Tensor:
+        """dy * g(y, s)."""
+        assert y is not None
+        dx = self.inner.backward(dy, y, packed)
+        lowest = closed.lowest(self.form, y.device)
+        for part, side in parts(dy.numel(), packed, self.bits, dy.device):
+            inside, values = lowest.find(y[part], side)
+            dx[part] = torch.where(inside, dy[part] * values, dx[part])
+        return dx
+
+
+@dataclass(frozen=True)
+class _Clipped:
+    """A rational decoder with gradient 0 where the output has reached `top`."""
+
+    inner: Rational
+    top: float
+    bits: int = field(default=1, init=False)
+    keeps_output: bool = field(default=True, init=False)
+    kind: str = field(default="rational in the signed root", init=False)
+
+    def pack(self, x: Tensor) -> Tensor:
+        """One side bit an element."""
+        return self.inner.pack(x)
+
+    def backward(self, dy: Tensor, y: Tensor | None, packed: Tensor | None) -> Tensor:
+        """dy * g(y, s), 0 at the top."""
+        assert y is not None
+        return torch.where(y >= self.top, 0.0, self.inner.backward(dy, y, packed))
+
+
+@keep
+def _clipped(low: float, high: float) -> Form:
+    def slope(x: Tensor) -> Tensor:
+        return torch.where(x > high, torch.where(x.isinf(), torch.nan, 0.0), slopes.gelu(x))
+
+    return _sided("gelu", partial(native.gelu_10, min=low, max=high), slope, breaks=(high,))
+
+
+def clipped_gelu(low: float, high: float, dtype: torch.dtype) -> Scheme:
+    """GELU clipped to [low, high]; FormulaError for bounds at which the output does not tell the gradient."""
+    if low > high:
+        raise FormulaError(f"min={low} is above max={high}: exchange them")
+    if low > DIP:
+        raise FormulaError(
+            f"min={low} cuts into the dip of GELU, whose outputs then do not tell whether they were clipped: "
+            "use a min of -0.17 or less"
+        )
+    if high < SETTLED:
+        raise FormulaError(
+            f"max={high} is also the rounded output of inputs that are not clipped, with another gradient: "
+            f"use a max of {SETTLED:.0f} or more"
+        )
+    if BY_DTYPE[dtype].bits == 16:
+        return _clipped(low, high).scheme(dtype)
+    return _Clipped(Rational(load("gelu")), high)
+
+
+def _shrunk(x: Tensor) -> Tensor:
+    """x - tanh(x) for x >= 0 in float64 without cancellation: near 0 by the series of x cosh(x) - sinh(x)."""
+    square = x * x
+    total, term = torch.zeros_like(x), x
+    for k in range(1, 12):
+        term = term * square / (2 * k * (2 * k + 1))
+        total = total + 2 * k * term
+    return torch.where(x < 1, total / torch.cosh(x.clamp(max=1)), x - torch.tanh(x))
+
+
+@keep
+def _tanhshrink() -> Form:
+    def gradient(y: Tensor, _: Tensor | None) -> Tensor:
+        size = y.double().abs()
+        # x^3 / 3 bounds f from above, and below 1/5 the fifth of x^3 bounds it from below.
+        lower = torch.pow(3 * size, 1 / 3).minimum(size + 1)
+        upper = torch.where(size < 0.2, torch.pow(5 * size, 1 / 3), size + 1)
+        finite = size.isfinite()
+        x = solve.inverse(
+            torch.where(finite, size, 1.0),
+            _shrunk,
+            lambda x: torch.tanh(x).square(),
+            torch.where(finite, lower.minimum(upper), 1.0),
+            torch.where(finite, upper, 2.0),
+        )
+        slope = torch.tanh(x).square()
+        return torch.where(size.isinf(), 1.0, torch.where(size.isnan(), size, slope)).to(y.dtype)
+
+    return Form(functional.tanhshrink, lambda x: torch.tanh(x).square(), gradient, kind="Newton's method")
+
+
+def tanhshrink(dtype: torch.dtype) -> Scheme:
+    """x - tanh(x), flat at 0."""
+    return _tanhshrink().scheme(dtype)
+
+
+def laplace(mu: float, sigma: float, dtype: torch.dtype) -> Scheme:
+    """The normal distribution function."""
+    return closed.laplace(mu, sigma).scheme(dtype)

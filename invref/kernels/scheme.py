@@ -1,0 +1,137 @@
+"""What a layer keeps for backward and how the gradient comes back from it: the contract, and its general forms.
+
+Guarantees that whatever a scheme keeps is flat and packed, that long tensors on the CPU are worked on in cache-sized
+chunks, and that gradients are computed in float32 at least and rounded once. Must not know autograd.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from invref.decoders import Decoder
+from invref.kernels import dispatch, sidebits
+
+MOST_BITS = 4
+
+CodeOf = Callable[[Tensor], Tensor]
+"""Inputs (n,) -> their side codes, bool or uint8 (n,)."""
+
+Gradient = Callable[[Tensor, Tensor | None], Tensor]
+"""(outputs (n,), side codes uint8 (n,) or None) -> the derivative (n,): float64 for float64 outputs, else float32."""
+
+
+class Scheme(Protocol):
+    """How one call of a layer stores what backward needs."""
+
+    @property
+    def bits(self) -> int:
+        """Side bits per element, 0 to 4."""
+
+    @property
+    def keeps_output(self) -> bool:
+        """Whether the output is kept; if not, the side bits alone give the gradient."""
+
+    @property
+    def kind(self) -> str:
+        """The decoder in two or three words, as reports print it."""
+
+    def pack(self, x: Tensor) -> Tensor | None:
+        """The packed side codes of the flat inputs x (n,); None without side bits."""
+
+    def backward(self, dy: Tensor, y: Tensor | None, packed: Tensor | None) -> Tensor:
+        """The gradient (n,) in the dtype of dy, from dy (n,), the flat outputs if kept, and the bytes of `pack`."""
+
+
+@dataclass(frozen=True)
+class Rational:
+    """One smooth minimum and its decoder: rational functions of the signed root, as `naive` spells out."""
+
+    decoder: Decoder
+    bits: int = field(default=1, init=False)
+    keeps_output: bool = field(default=True, init=False)
+    kind: str = field(default="rational in the signed root", init=False)
+
+    def pack(self, x: Tensor) -> Tensor:
+        """One side bit an element: whether x lies right of the turning point."""
+        return dispatch.pack(self.decoder, x)
+
+    def backward(self, dy: Tensor, y: Tensor | None, packed: Tensor | None) -> Tensor:
+        """dy * g(y, s)."""
+        assert y is not None and packed is not None
+        return dispatch.backward(self.decoder, dy, y, packed)
+
+
+@dataclass(frozen=True)
+class Coded:
+    """Any derivative that plain tensor operations find from the output and a side code."""
+
+    kind: str
+    gradient: Gradient
+    bits: int = 0
+    code_of: CodeOf | None = None
+    keeps_output: bool = field(default=True, init=False)
+
+    def pack(self, x: Tensor) -> Tensor | None:
+        """The side codes of x, packed plane by plane."""
+        return packed(self.code_of, self.bits, x)
+
+    def backward(self, dy: Tensor, y: Tensor | None, packed: Tensor | None) -> Tensor:
+        """dy times the gradient, rounded once."""
+        assert y is not None
+        dx = torch.empty_like(dy)
+        for part, codes in parts(dy.numel(), packed, self.bits, dy.device):
+            g = self.gradient(y[part], codes)
+            dx[part] = (dy[part].to(g.dtype) * g).to(dy.dtype)
+        return dx
+
+
+@dataclass(frozen=True)
+class BitsOnly:
+    """A derivative that takes one of few values, told by the side code alone: the output is not kept."""
+
+    values: tuple[float, ...]
+    code_of: CodeOf
+    bits: int = 1
+    keeps_output: bool = field(default=False, init=False)
+    kind: str = field(default="bits only", init=False)
+
+    def pack(self, x: Tensor) -> Tensor | None:
+        """The side codes of x, packed plane by plane."""
+        return packed(self.code_of, self.bits, x)
+
+    def backward(self, dy: Tensor, y: Tensor | None, packed: Tensor | None) -> Tensor:
+        """dy times the value that the code stands for, rounded once."""
+        wide = torch.float64 if dy.dtype == torch.float64 else torch.float32
+        values = torch.tensor(self.values, dtype=wide, device=dy.device)
+        dx = torch.empty_like(dy)
+        for part, codes in parts(dy.numel(), packed, self.bits, dy.device):
+            assert codes is not None
+            dx[part] = (dy[part].to(wide) * values.index_select(0, codes.int())).to(dy.dtype)
+        return dx
+
+
+def packed(code_of: CodeOf | None, bits: int, x: Tensor) -> Tensor | None:
+    """The packed side codes of flat inputs; None where there are none."""
+    if code_of is None or bits == 0:
+        return None
+    planes = [sidebits.pack(code_of(x[part]), bits).view(bits, -1) for part, _ in parts(x.numel(), None, 0, x.device)]
+    return planes[0].view(-1) if len(planes) == 1 else torch.cat(planes, 1).view(-1)
+
+
+def parts(n: int, packed: Tensor | None, bits: int, device: torch.device) -> Iterator[tuple[slice, Tensor | None]]:
+    """Slices that cover n elements, cache-sized on the CPU, each with its unpacked side codes."""
+    step = dispatch.CHUNK if device.type == "cpu" else max(n, 1)
+    planes = None if packed is None else packed.view(bits, -1)
+    for start in range(0, max(n, 1), step):
+        part = slice(start, min(start + step, n))
+        codes = None
+        if planes is not None:
+            first = start // sidebits.BITS
+            length = part.stop - part.start
+            codes = sidebits.unpack(planes[:, first : first + sidebits.size(length)].reshape(-1), length, bits)
+        yield part, codes
