@@ -113,7 +113,7 @@ class Arc:
     def _walk(self, first: Point, way: int) -> list[Point]:
         points: list[Point] = []
         before, step, settled, enough = first, STEP, 0, math.inf
-        while way > 0 and before[1] < enough or way < 0 and settled < SETTLED:
+        while before[1] < enough if way > 0 else settled < SETTLED:
             point = self.point(before[0] + way * step)
             if not abs(point[1] - before[1]) <= OCTAVE:
                 if settled and way < 0 and step < STEP / 64:

@@ -186,4 +186,5 @@ def _box(arc: Arc, low: arb, high: arb, limit: float, scale: float, extra: float
     if depth == DEEPEST_TAIL:
         raise ProofError(f"|f' - {limit}| near x = {float(low):.6g} is only known to be below {error:.3g}")
     middle = arb(((low + high) / 2).mid())
-    return max(_box(arc, low, middle, limit, scale, extra, depth + 1), _box(arc, middle, high, limit, scale, extra, depth + 1))
+    halves = ((low, middle), (middle, high))
+    return max(_box(arc, *half, limit, scale, extra, depth + 1) for half in halves)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import sys
+from dataclasses import replace
 from fractions import Fraction
 from importlib import resources
 from pathlib import Path
@@ -20,13 +21,17 @@ from flint import arb
 from invref import bincertify, binpoly, formulas
 from invref.arcs import BITS, Arc
 from invref.bins import TERMS, Bins, Cell, Edge, to_json
-from invref.engines import ARB, evaluate, precision, to_arb
-from invref.errors import FormulaError
+from invref.engines import ARB, coefficients, evaluate, precision, to_arb, to_mpf, variable
+from invref.errors import FormulaError, ProofError
+from invref.formats import FORMATS
 from invref.formulas import Formula
 from invref.pieces import Landmark, Piece, landmarks, limit, pieces
 
 DIGITS = 60
 MOST_CODES = 16
+NEARLY_FLAT = 2.0**-6
+WORTH_COUNTING = 2.0**-21
+"""Where f' is small and changes by more than this within one float32 of y, the outputs there are counted, too."""
 LARGEST_FLOAT = float(np.finfo(np.float32).max)
 HALVINGS = 60
 """Of the search for the x in the middle of a piece: y there is rounded to float32 anyway."""
@@ -73,33 +78,67 @@ def _fraction(number: mpmath.mpf) -> Fraction:
 
 
 def _cells(formula: Formula, code: int, parts: list[Piece]) -> list[Cell]:
-    """The cells of one code by ascending y: those of its pieces, each split in the middle where both ends are finite."""
+    """The cells of one code by ascending y: each piece is split in the middle where both its ends are finite."""
     if parts[0].plateau:
         return [Cell(code, -math.inf, Fraction(0), 1, 0.0, 0.0, 0, (), _no_rows(), 0.0, None, 0.0)]
     made: list[tuple[float, Cell]] = []
+    marks = landmarks(formula, DIGITS)
     for piece in parts:
-        for start, arc, mark in _arcs(formula, piece):
-            made.append((start, _cell(formula, code, start, arc, mark)))
+        left = marks[piece.index - 1] if piece.index else None
+        right = marks[piece.index] if piece.index < len(marks) else None
+        for part, *ends in _split(formula, piece, left, right):
+            for start, arc, mark in _arcs(formula, part, *ends):
+                made.append((start, _cell(code, start, arc, mark)))
     made.sort(key=lambda pair: pair[0])
-    first = made[0][1]
-    return [_with_start(first, -math.inf), *(cell for _, cell in made[1:])]
-
-
-def _with_start(cell: Cell, start: float) -> Cell:
-    fields = {**vars(cell), "start": start}
-    return Cell(**fields)
+    return [replace(made[0][1], start=-math.inf), *(cell for _, cell in made[1:])]
 
 
 def _no_rows() -> np.ndarray:
     return np.zeros((0, TERMS), dtype=np.float32)
 
 
-def _arcs(formula: Formula, piece: Piece) -> list[tuple[float, Arc, Landmark | None]]:
-    """(least y served, arc, anchor's landmark) of a piece."""
-    marks = landmarks(formula, DIGITS)
+def _split(
+    formula: Formula, piece: Piece, left: Landmark | None, right: Landmark | None
+) -> list[tuple[Piece, Landmark | None, Landmark | None]]:
+    """A piece with its ends, parted where it is nearly flat: where many inputs share an output inside it."""
+    found: list[tuple[Piece, Landmark | None, Landmark | None]] = []
     expression = formula.branches[piece.branch].expression
-    left = marks[piece.index - 1] if piece.index else None
-    right = marks[piece.index] if piece.index < len(marks) else None
+    arcs = [arc for _, arc, _ in _arcs(formula, piece, left, right)]
+    points = sorted((float(arc.x_at(point[0])), abs(point[3])) for arc in arcs for point in arc.scaffold)
+    for (a, before), (_, slope), (b, after) in zip(points, points[1:], points[2:], strict=False):
+        if not slope < min(before, after, NEARLY_FLAT):
+            continue
+        x = _inflection(expression, a, b)
+        with precision(BITS, 16):
+            f = coefficients(evaluate(expression, variable(arb(x), 4), ARB))
+            y, ulp = to_mpf(f[0]), FORMATS["float32"].ulp(float(f[0]))
+        reach = min((ulp / 2 / max(abs(float(f[3])), 1e-300)) ** (1 / 3), ulp / 2 / max(abs(float(f[1])), 1e-300))
+        if 3 * abs(float(f[3])) * reach**2 > WORTH_COUNTING and float(f[0]) != 0:
+            mark = Landmark(-1, "flat", mpmath.mpf(x), Fraction(x), 3, False)
+            found.append((replace(piece, right=mark.x, right_limit=y), left, mark))
+            piece, left = replace(piece, left=mark.x, left_limit=y), mark
+    return [*found, (piece, left, right)]
+
+
+def _inflection(expression: sympy.Expr, a: float, b: float) -> float:
+    """Where f'' changes its sign between two inputs."""
+
+    def bend(x: float) -> float:
+        with precision(BITS, 16):
+            return float(coefficients(evaluate(expression, variable(arb(x), 3), ARB))[2])
+
+    rising = bend(b) > 0
+    for _ in range(HALVINGS):
+        x = (a + b) / 2
+        a, b = (a, x) if (bend(x) > 0) == rising else (x, b)
+    return b
+
+
+def _arcs(
+    formula: Formula, piece: Piece, left: Landmark | None, right: Landmark | None
+) -> list[tuple[float, Arc, Landmark | None]]:
+    """(least y served, arc, anchor's landmark) of a piece between two landmarks."""
+    expression = formula.branches[piece.branch].expression
     with precision(BITS, 16):
         ends = [
             (left, piece.left_limit, _anchor(expression, left), 1),
@@ -109,10 +148,11 @@ def _arcs(formula: Formula, piece: Piece) -> list[tuple[float, Arc, Landmark | N
         if len(finite) == 1:
             mark, y, anchor, direction = finite[0]
             origin = to_arb(mark.x) if mark else _inner(piece)
-            return [(float(min(piece.left_limit, piece.right_limit)), _arc(formula, piece, expression, mark, origin, _point(y, anchor), direction, None), mark)]
+            arc = _arc(formula, piece, expression, mark, origin, _point(y, anchor), direction, None)
+            return [(float(min(piece.left_limit, piece.right_limit)), arc, mark)]
         y, x = _middle(expression, piece)
         if not finite:
-            both = []
+            both: list[tuple[float, Arc, Landmark | None]] = []
             for direction in (1, -1):
                 arc = _arc(formula, piece, expression, None, x, y, direction, None, regular=True)
                 start = -math.inf if arc.side < 0 else float(np.float32(float(y)))
@@ -215,20 +255,20 @@ def _reach(anchor: Fraction, side: int) -> float:
     return float(min(d for d in distances if d > 0))
 
 
-def _cell(formula: Formula, code: int, start: float, arc: Arc, mark: Landmark | None) -> Cell:
+def _cell(code: int, start: float, arc: Arc, mark: Landmark | None) -> Cell:
     octaves = binpoly.octaves(arc)
     base, slope = binpoly.below(arc, octaves[0] if octaves else None)
     rows = np.concatenate([o.rows for o in octaves]).astype(np.float32) if octaves else _no_rows()
-    limit = arc.limit if arc.last is None else math.inf
-    if math.isinf(limit) or abs(limit) > LARGEST_FLOAT:
+    above = arc.limit if arc.last is None else math.inf
+    if abs(above) > LARGEST_FLOAT:
         last = float(binpoly.horner(octaves[-1].rows[-1:], np.array([0.5]))[0, 0]) if octaves else base
-        limit = max(-LARGEST_FLOAT, min(last, LARGEST_FLOAT))
-    limit = float(np.float32(limit))
+        above = max(-LARGEST_FLOAT, min(last, LARGEST_FLOAT))
+    above = float(np.float32(above))
     anchor = Fraction(*_ratio(arc.anchor))
     if anchor.denominator > 1 << 200 or (mark is not None and mark.exact is None):
         with mpmath.workdps(DIGITS):
             anchor = Fraction(mpmath.nstr(mpmath.mpf(anchor.numerator) / anchor.denominator, DIGITS - 10))
-    crowded = mark is not None and arc.start == (0.0, 0.0) and anchor != 0
+    crowded = mark is not None and (arc.start == (0.0, 0.0) or mark.kind == "flat") and anchor != 0
     return Cell(
         code=code,
         start=start,
@@ -239,10 +279,17 @@ def _cell(formula: Formula, code: int, start: float, arc: Arc, mark: Landmark | 
         first=octaves[0].exponent if octaves else -127,
         splits=tuple(o.splits for o in octaves),
         coefficients=rows,
-        limit=limit,
+        limit=above,
         at=_exact(mark) if crowded and mark is not None else None,
-        bound=bincertify.bound(arc, octaves, base, slope, limit),
+        bound=_bound(arc, octaves, base, slope, above),
     )
+
+
+def _bound(arc: Arc, octaves: list[binpoly.Octave], base: float, slope: float, above: float) -> float:
+    try:
+        return bincertify.bound(arc, octaves, base, slope, above)
+    except ProofError as error:
+        raise FormulaError(f"f' changes too fast to be tabulated ({error}): use a smoother formula") from error
 
 
 def main(names: list[str], folder: Path | None = None) -> None:

@@ -16,13 +16,12 @@ import numpy as np
 import numpy.typing as npt
 
 from invref.arcs import BITS, NEGLIGIBLE, OCTAVE, Arc
+from invref.bins import TERMS
 from invref.engines import precision
 from invref.errors import FormulaError
 
 Array = npt.NDArray[np.float64]
 
-TERMS = 6
-"""Coefficients of a bin's polynomial."""
 TOLERANCE = 2.0**-27
 """Of the interpolation, before its coefficients are rounded: absolute, relative where |f'| > 1."""
 RELATIVE = 2.0**-12
@@ -53,6 +52,7 @@ class Stretch:
     differences: Array
 
     def __call__(self, t: Array) -> Array:
+        """Values at t."""
         value = np.full_like(t, self.differences[-1])
         for node, difference in zip(self.nodes[-2::-1], self.differences[-2::-1], strict=True):
             value = value * (t - node) + difference
@@ -84,13 +84,12 @@ def _last(arc: Arc) -> tuple[int, float]:
 
 def _octave(arc: Arc, e: int, end: float) -> Octave:
     share = min(end / 2.0**e - 1, 1.0)
-    stretches = {level: parts for level, parts in _stretches(arc, e, share)}
-    finest = max(stretches)
-    g = np.concatenate([s.differences[:1] for s in stretches[finest].values()])
+    finest, stretches = _stretches(arc, e, share)
+    g = np.concatenate([s.differences[:1] for s in stretches])
     least = float(np.min(np.abs(g)))
     tolerance = min(TOLERANCE * max(1.0, least), RELATIVE * least) if least < 1 else TOLERANCE * least
     for splits in range(finest, MOST_SPLITS + 1):
-        rows, error, served = _fitted(stretches[finest], finest, splits, share)
+        rows, error, served = _fitted(stretches, finest, splits, share)
         if error <= tolerance:
             return Octave(e, splits, rows, served)
     raise FormulaError(
@@ -98,21 +97,18 @@ def _octave(arc: Arc, e: int, end: float) -> Octave:
     )
 
 
-def _stretches(arc: Arc, e: int, share: float) -> list[tuple[int, dict[int, Stretch]]]:
-    """For the least number of halvings that will do: interpolation polynomials of f' on each part that is served."""
+def _stretches(arc: Arc, e: int, share: float) -> tuple[int, list[Stretch]]:
+    """The least number of halvings that will do, and interpolation polynomials of f' on the parts that are served."""
     for level in range(MOST_SPLITS):
-        parts: dict[int, Stretch] = {}
-        for part in range(1 << level):
-            if part and part / 2.0**level >= share:
-                break
+        served = [part for part in range(1 << level) if not part or part / 2.0**level < share]
+        parts: list[Stretch] = []
+        for part in served:
             stretch, error, scale = _stretch(arc, e, level, part)
             if not error <= min(TOLERANCE, RELATIVE * scale) / 8 * max(1.0, scale):
                 break
-            parts[part] = stretch
-        else:
-            return [(level, parts)]
-        if parts and part / 2.0**level >= share:
-            return [(level, parts)]
+            parts.append(stretch)
+        if len(parts) == len(served):
+            return level, parts
     raise FormulaError(
         f"f' changes too fast near x = {float(arc.x_at(arc.u_of(2.0**e))):.6g}: use a smoother formula there"
     )
@@ -175,19 +171,19 @@ def horner(rows: Array, z: Array) -> Array:
     return value
 
 
-def _fitted(stretches: dict[int, Stretch], level: int, splits: int, share: float) -> tuple[Array, float, int]:
+def _fitted(stretches: list[Stretch], level: int, splits: int, share: float) -> tuple[Array, float, int]:
     """Rows for all bins of an octave, their largest error before rounding, and how many of them are served."""
     per = 1 << (splits - level)
     served = min(max(math.ceil(share * (1 << splits) - 1e-6), 1), 1 << splits)
     nodes, samples = np.array(_chebyshev(TERMS)), np.linspace(-0.5, 0.5, SAMPLES)
     inverse = _inverse_vandermonde()
     rows, error = [], 0.0
-    for part in sorted(stretches):
+    for part, stretch in enumerate(stretches):
         bins = np.arange(part * per, min((part + 1) * per, served)) - part * per
         if not len(bins):
             continue
-        values = stretches[part](((bins[:, None] + nodes[None, :] + 0.5) / per) - 0.5)
-        exact = stretches[part](((bins[:, None] + samples[None, :] + 0.5) / per) - 0.5)
+        values = stretch(((bins[:, None] + nodes[None, :] + 0.5) / per) - 0.5)
+        exact = stretch(((bins[:, None] + samples[None, :] + 0.5) / per) - 0.5)
         found = np.zeros((len(bins), TERMS))
         for k in range(TERMS):
             found[:, k] = sum(inverse[k, i] * values[:, i] for i in range(TERMS))
@@ -207,5 +203,3 @@ def below(arc: Arc, first: Octave | None) -> tuple[float, float]:
         edge = float(horner(first.rows[:1], np.array([-0.5]))[0, 0])
         slope = edge / 2.0**first.exponent
     return float(np.float32(base)), float(np.float32(slope))
-
-

@@ -98,9 +98,7 @@ class Activation:
                         f"{self.name[:60]} loses its gradient in {name} near x = {x:.6g}: the stored output leaves an "
                         f"error of {floor:.2g} there; use float32"
                     )
-            self._schemes[place] = binscheme.scheme(
-                self.bins, self.forward, self._value, self._slope, dtype, place[1]
-            )
+            self._schemes[place] = binscheme.scheme(self.bins, self.forward, self._value, self._slope, dtype, place[1])
         return self._schemes[place]
 
     def native(self, x: Tensor) -> Tensor:
@@ -114,7 +112,8 @@ class Activation:
 
     def __repr__(self) -> str:
         bits = f"{self.bits} side bit{'s' if self.bits != 1 else ''}"
-        return f"Activation({self.name}: {self.formula.text}, {bits}, |decoder - f'| <= {self.bins.bound:.1e} in float32)"
+        bound = f"|decoder - f'| <= {self.bins.bound:.1e} in exact arithmetic"
+        return f"Activation({self.name}: {self.formula.text}, {bits}, {bound})"
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Activation, (self.formula, self.bins, self._value, self._slope)
@@ -148,7 +147,7 @@ def from_formula(
     """
     if not isinstance(formula, str):
         if not callable(formula):
-            raise FormulaError(f"a formula is text or a function, not {type(formula).__name__}: write it like 'x * tanh(x)'")
+            raise FormulaError(f"{type(formula).__name__} is no formula: give text like 'x * tanh(x)', or a function")
         name = name or getattr(formula, "__name__", None)
         formula = tracing.trace(formula)
     found = formulas.define(formula, None if name == "<lambda>" else name, parameters)
@@ -214,12 +213,16 @@ def _read(formula: Formula, text: str | None) -> Activation | None:
         if (decoder.text, decoder.parameters) != (formula.text, formula.parameters):
             return None
         value, slope = (
-            Checked(formula, order, tuple(Patch(s, b, tuple(tuple(map(float.fromhex, r)) for r in rows)) for s, b, rows in p))
-            for order, p in enumerate(data["patches"])
+            Checked(formula, order, tuple(_patch(*patch) for patch in patches))
+            for order, patches in enumerate(data["patches"])
         )
     except (ValueError, KeyError, TypeError, TableError):
         return None
     return Activation(formula, replace(decoder, name=formula.name), value, slope)
+
+
+def _patch(sign: int, binade: int, rows: list[list[str]]) -> Patch:
+    return Patch(sign, binade, tuple(tuple(map(float.fromhex, row)) for row in rows))
 
 
 @remembered
@@ -233,5 +236,3 @@ def _version() -> str:
             digest.update(file.read_bytes())
     libraries = [f"{library} {version(library)}" for library in ("sympy", "mpmath", "python-flint", "torch", "numpy")]
     return f"{digest.hexdigest()} {' '.join(libraries)}"
-
-

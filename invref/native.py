@@ -1,7 +1,7 @@
 """The forwards that the layers repeat bit for bit: torch's own, and the composed ones of transformers' table.
 
-Each function takes a tensor of any shape and dtype and is differentiable by autograd, which keeps what it keeps: this is
-what a user has without invref. Operation by operation the same as in transformers 5.24.0's `activations` module, where
+Each function takes a tensor of any shape and dtype and is differentiable by autograd, which keeps what it keeps: this
+is what a user has without invref. Operation by operation the same as in transformers 5.24.0's `activations` module, where
 the name is from there. Must not know decoders.
 """
 
@@ -59,6 +59,4 @@ def xielu(x: Tensor, alpha_p: Tensor, alpha_n: Tensor, beta: Tensor, eps: Tensor
     """xIELU from its raw parameters, composed: transformers' `xielu`."""
     positive = functional.softplus(alpha_p)
     negative = beta + functional.softplus(alpha_n)
-    return torch.where(
-        x > 0, positive * x * x + beta * x, (torch.expm1(torch.min(x, eps)) - x) * negative + beta * x
-    )
+    return torch.where(x > 0, positive * x * x + beta * x, (torch.expm1(torch.min(x, eps)) - x) * negative + beta * x)

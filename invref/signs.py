@@ -23,6 +23,7 @@ Scaled = tuple[sympy.Expr, sympy.Expr]
 """(phase, slow): exp(phase) * slow."""
 EXPONENTIAL = (sympy.exp, sigmoid, softplus, erfc)
 """Functions that underflow in a tail."""
+LARGEST_POWER = 64
 LARGEST_TIDY = 80
 """Operations up to which an expression is brought over one denominator."""
 
@@ -155,5 +156,12 @@ def tidy(expression: sympy.Expr) -> sympy.Expr:
     """The expression over one denominator, factored, where that is cheap: sums whose leading terms cancel exactly."""
     if sympy.count_ops(expression) > LARGEST_TIDY:
         return expression
-    result: Any = sympy.factor(sympy.together(expression))
-    return result
+    # sympy takes exp(p/q u) for the p-th power of exp(u/q): with such powers in the millions it never ends.
+    awkward = [node for node in expression.atoms(sympy.exp) if any(_large(q) for q in node.atoms(sympy.Rational))]
+    plain = {node: sympy.Dummy() for node in sorted(awkward, key=str)}
+    result: Any = sympy.factor(sympy.together(expression.xreplace(plain)))
+    return result.xreplace({dummy: node for node, dummy in plain.items()})
+
+
+def _large(number: sympy.Rational) -> bool:
+    return bool(max(abs(number.p), number.q) > LARGEST_POWER)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -137,7 +138,8 @@ def _ulp(value: float) -> float:
 def _patch(formula: Formula, order: int, sign: int, binade: int) -> Patch:
     for halvings in range(MOST_HALVINGS + 1):
         parts = 1 << halvings
-        rows = [_row(formula, order, sign * 2.0**binade * (1 + p / parts), sign * 2.0**binade / parts) for p in range(parts)]
+        start, width = sign * 2.0**binade, sign * 2.0**binade / parts
+        rows = [_row(formula, order, start + part * width, width) for part in range(parts)]
         if all(row is not None for row in rows):
             return Patch(sign, binade, tuple(row for row in rows if row is not None))
     raise FormulaError(
@@ -158,7 +160,7 @@ def _row(formula: Formula, order: int, start: float, width: float) -> tuple[floa
             differences[i] = (differences[i] - differences[i - 1]) / arb(nodes[i] - nodes[i - k])
     row = [arb(0)] * TERMS
     for node, difference in zip(nodes[::-1], differences[::-1], strict=True):
-        row = [difference - node * row[0], *(a - node * b for a, b in zip(row[:-1], row[1:], strict=True))]
+        row = [difference - node * row[0], *(a - node * b for a, b in pairwise(row))]
     coefficients = tuple(float(c.mid()) for c in row)
     for z in (-0.499, -0.37, -0.11, 0.05, 0.29, 0.43, 0.499):
         got = 0.0

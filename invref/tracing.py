@@ -20,7 +20,7 @@ from invref.formulas import CATALOGUE, MACROS
 from invref.language import CHOICES, FUNCTIONS, LONGEST_TEXT, OTHER_NAMES
 
 CALLABLE = frozenset((*FUNCTIONS, *CHOICES, *OTHER_NAMES, *MACROS))
-SPELLINGS = {"relu": "relu", "special_erfc": "erfc", "special_expm1": "expm1", "special_log1p": "log1p", "absolute": "abs"}
+SPELLINGS = {"special_erfc": "erfc", "special_expm1": "expm1", "special_log1p": "log1p", "absolute": "abs"}
 """torch's names that the language spells differently."""
 
 
@@ -38,7 +38,7 @@ class Traced:
         return self.text
 
     def __bool__(self) -> bool:
-        raise FormulaError(f"the truth of {self.text[:60]!r} is not known yet: use where(condition, a, b) instead of `if`")
+        raise FormulaError(f"{self.text[:60]!r} is not known to be true or false: use where(condition, a, b), not `if`")
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("_") or name not in CALLABLE:
@@ -112,7 +112,8 @@ class Traced:
 def call(name: str, *arguments: Any, **options: Any) -> Traced:
     """The function of that name, applied; FormulaError when the formula language does not have it."""
     if name not in CALLABLE:
-        raise FormulaError(f"{name[:60]}() is not known: use {', '.join((*FUNCTIONS, *CHOICES))} or {', '.join(CATALOGUE)}")
+        names = ", ".join((*FUNCTIONS, *CHOICES, *CATALOGUE))
+        raise FormulaError(f"{name[:60]}() is not known: use {names}")
     written = [_text(argument) for argument in arguments]
     approximate = options.pop("approximate", "none")
     if name == "gelu" and approximate == "tanh":

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from invref import enclosure, reference
 from invref.engines import ARB, SERIES, coefficients, precision, to_arb, variable
 from invref.errors import ProofError, RangeError
-from invref.formulas import CATALOGUE, get
+from invref.formulas import get
 from invref.pieces import turning_points
 
 NAMES = ["gelu", "gelu_tanh", "mish", "quick_gelu", "silu"]

@@ -38,7 +38,7 @@ def selu(x):
 
 
 def xielu(x):
-    a, b, eps = mpmath.mpf(8) / 10, mpmath.mpf(1) / 2, -mpmath.mpf(10) ** -6
+    a, b, eps = mpmath.mpf(8) / 10, mpmath.mpf(1) / 2, -(mpmath.mpf(10) ** -6)
     return where(x > 0, a * x * x + b * x, a * (mpmath.exp(min(x, eps)) - 1 - x) + b * x)
 
 
@@ -204,9 +204,10 @@ def test_a_refusal_names_the_offending_piece_and_the_remedy_in_one_line(text, me
 def test_parameters_are_put_in_and_bad_ones_explained():
     assert formulas.get("elu", alpha=0.1).branches[0].expression == Fraction(1, 10) * expm1(X)
     assert formulas.get("softplus", beta=2, threshold=10).breaks[0].at == 5
-    assert formulas.define("x * sigmoid(beta * x)", parameters={"beta": "1.702"}).expression == formulas.get(
-        "quick_gelu"
-    ).expression
+    assert (
+        formulas.define("x * sigmoid(beta * x)", parameters={"beta": "1.702"}).expression
+        == formulas.get("quick_gelu").expression
+    )
     for name, parameters, message in (
         ("elu", {"beta": 1}, "elu has no parameter 'beta': it has alpha"),
         ("silu", {"beta": 1}, "silu has no parameter 'beta': it has none"),
@@ -231,7 +232,27 @@ def test_a_row_a_name_and_a_text_are_all_accepted():
     assert formulas.get(" x*sigmoid( x ) ").expression == silu.expression
 
 
-WORDS = ["x", "0.5", "3", "-", "+", "*", "/", "**", "(", ")", ",", ">", "<=", "exp", "where", "relu", "abs", "silu", " "]
+WORDS = [
+    "x",
+    "0.5",
+    "3",
+    "-",
+    "+",
+    "*",
+    "/",
+    "**",
+    "(",
+    ")",
+    ",",
+    ">",
+    "<=",
+    "exp",
+    "where",
+    "relu",
+    "abs",
+    "silu",
+    " ",
+]
 
 
 @given(st.one_of(st.text(max_size=40), st.lists(st.sampled_from(WORDS), max_size=14).map("".join)))

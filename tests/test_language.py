@@ -1,4 +1,4 @@
-"""Piecewise text becomes the right branches, and stable rewriting changes how a formula is written, never what it is."""
+"""Piecewise text becomes the right branches; stable rewriting changes how a formula is written, never what it is."""
 
 from fractions import Fraction
 
@@ -152,7 +152,9 @@ def test_stable_rewriting_changes_no_value(text, x):
 
 
 PARTS = st.recursive(
-    st.sampled_from([X, sympy.exp(X), sympy.exp(-X), sympy.exp(2 * X), sympy.Integer(1), sympy.Integer(2), -sympy.Integer(1)]),
+    st.sampled_from(
+        [X, sympy.exp(X), sympy.exp(-X), sympy.exp(2 * X), sympy.Integer(1), sympy.Integer(2), -sympy.Integer(1)]
+    ),
     lambda inner: st.one_of(
         st.tuples(inner, inner).map(lambda p: p[0] + p[1]),
         st.tuples(inner, inner).map(lambda p: p[0] * p[1]),

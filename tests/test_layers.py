@@ -29,6 +29,7 @@ LAYERS = {
     ),
     "silu": (functional.silu, native.silu),
 }
+"""Those whose decoder is rational in every format; `test_catalogue` has all layers."""
 DTYPES = [fmt.dtype for fmt in FORMATS.values()]
 names = pytest.mark.parametrize("name", LAYERS)
 dtypes = pytest.mark.parametrize("dtype", DTYPES, ids=list(FORMATS))

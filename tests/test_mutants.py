@@ -18,6 +18,11 @@ QUICK = (
     "one NaN",
     "skipped range",
     "swapped activation",
+    "wrong closed form",
+    "bin off",
+    "wrong at a break",
+    "gradient of one's own",
+    "other forward of a foreign layer",
 )
 
 
@@ -38,7 +43,7 @@ def test_every_other_fault_is_caught_by_name(name):
 
 
 def test_every_check_has_a_mutant_that_it_must_catch():
-    controls = (outcome(f"no fault in {dtype}") for dtype in ("bfloat16", "float32", "float64"))
+    controls = (outcome(name) for name, mutant in MUTANTS.items() if not mutant.checks)
     names = {check.name.removesuffix(SCALAR) for o in controls for check in o.record.checks if check.bound is not None}
     assert names <= {name for mutant in MUTANTS.values() for name in mutant.checks}
 

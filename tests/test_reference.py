@@ -13,7 +13,7 @@ from invref import reference
 from invref.engines import MPMATH, to_mpf
 from invref.errors import FormulaError, RangeError
 from invref.formulas import CATALOGUE, get
-from invref.pieces import turning_points
+from invref.pieces import pieces, turning_points
 
 NAMES = ["gelu", "gelu_tanh", "mish", "quick_gelu", "silu"]
 SUBNORMAL = 5e-324
@@ -124,7 +124,7 @@ def test_names_formulas_and_texts_are_accepted_and_bad_ones_explained():
     assert reference.value("silu", "0.1").value != reference.value("silu", 0.1).value
     with pytest.raises(FormulaError, match="use one of"):
         reference.value("mich", 1.0)
-    with pytest.raises(RangeError, match="no real value at x = -1"):
+    with pytest.raises(FormulaError, match="not finite at x = 0"):
         reference.value("x*log(x)", -1)
 
 
@@ -187,3 +187,75 @@ def test_bad_numbers_and_digits_are_one_clear_error() -> None:
         with pytest.raises(RangeError, match="is not a number"):
             invref.reference.value("gelu", number)
     assert invref.reference.value("gelu", np.float32(0.5)) == invref.reference.value("gelu", 0.5)
+
+
+CASES = {
+    "elu": [(0, -0.5), (0, -0.999999), (0, -1e-30), (1, 1e-30), (1, 7.0)],
+    "softplus": [(0, 1e-30), (0, 3.0), (0, 19.5), (1, 21.0)],
+    "softsign": [(0, -0.9999), (0, -1e-20), (1, 0.5), (1, 1 - 2**-40)],
+    "hardswish": [(1, -0.3), (1, -1e-20), (2, -0.3), (2, 2.9), (3, 3.5)],
+    "tanhshrink": [(0, -5.0), (0, -1e-30), (1, 5e-324), (1, 1e-3), (1, 1e30)],
+    "relu2": [(1, 5e-324), (1, 1e-10), (1, 1e30)],
+    "sqrtsoftplus": [(0, 1e-30), (0, 4.0), (1, 5.0)],
+    "xielu": [(0, -0.2), (0, 3.0), (1, -0.1), (2, -6e-7), (3, 1e-30), (3, 1e30)],
+    "gelu_10": [(0, -0.1), (1, 9.9)],
+    "x*tanh(exp(x))": [(0, -0.1), (0, -1e-20), (1, 2.0), (1, 1e30)],
+    "x*(1/2+atan(x)/pi)": [(0, -0.3), (0, -0.3183098861), (0, 0.1), (0, 1e20)],
+    "x**3*exp(-x*x)": [(0, -0.3), (1, -1e-40), (2, 1e-40), (3, 0.01)],
+    "(x - 1)**4": [(0, 1e-60), (1, 3.0)],
+}
+
+
+@pytest.mark.parametrize("text", CASES)
+@pytest.mark.parametrize("digits", [20, 50])
+def test_both_engines_invert_every_piece_of_piecewise_and_flat_formulas(text, digits):
+    for piece, y in CASES[text]:
+        part = pieces(text)[piece]
+        got, proved = (engine.inverse(text, y, piece, digits) for engine in (reference, invref.enclosure))
+        with mpmath.workdps(400):
+            assert part.left - got.error_bound <= got.value <= part.right + got.error_bound
+            assert got.error_bound <= abs(got.value) * mpmath.mpf(10) ** -digits * (1 + mpmath.mpf(10) ** -9)
+            branch = get(text).branches[part.branch]
+            gaps = [branch.evaluate(got.value + s * got.error_bound, MPMATH) - mpmath.mpf(y) for s in (-1, 1)]
+            assert min(gaps) <= 0 <= max(gaps)
+            assert abs(to_mpf(proved) - got.value) <= 2 * abs(got.value) * mpmath.mpf(10) ** -digits
+        slope = reference.derivative_from_output(text, y, piece, digits)
+        ball = invref.enclosure.derivative_from_output(text, y, piece, digits)
+        with mpmath.workdps(400):
+            assert abs(to_mpf(ball) - slope.value) <= 3 * abs(slope.value) * mpmath.mpf(10) ** -digits
+
+
+@pytest.mark.parametrize(
+    ("name", "y", "piece", "x", "slope"),
+    [
+        ("elu", 0.0, 0, 0, 1),
+        ("leaky_relu", 0.0, 0, 0, 0.01),
+        ("leaky_relu", 0.0, 1, 0, 1),
+        ("hardswish", 0.0, 1, -3, -0.5),
+        ("hardswish", -0.375, 2, -1.5, 0),
+        ("tanhshrink", 0.0, 0, 0, 0),
+        ("relu2", 0.0, 1, 0, 0),
+        ("hardtanh", 1.0, 1, 1, 1),
+    ],
+)
+@pytest.mark.parametrize("engine", [invref.reference, invref.enclosure])
+def test_the_value_at_an_end_that_is_known_exactly_is_inverted_exactly(engine, name, y, piece, x, slope):
+    found, derivative = engine.inverse(name, y, piece), engine.derivative_from_output(name, y, piece)
+    if engine is invref.reference:
+        assert float(found.value) == x and float(derivative.value) == pytest.approx(slope, rel=1e-15)
+    else:
+        assert float(found.mid()) == x and float(derivative.mid()) == pytest.approx(slope, rel=1e-15)
+
+
+@pytest.mark.parametrize("engine", [invref.reference, invref.enclosure])
+@pytest.mark.parametrize("function", ["inverse", "derivative_from_output"])
+def test_a_plateau_is_refused_because_its_output_does_not_tell_the_input(engine, function):
+    for name, piece, y in (("relu", 0, 0.0), ("hardtanh", 2, 1.0), ("gelu_10", 2, 10.0)):
+        with pytest.raises(RangeError, match=f"on the whole of piece {piece}: the output does not tell x there"):
+            getattr(engine, function)(name, y, piece)
+
+
+def test_values_at_a_break_are_the_owners_on_both_engines():
+    for name, x, slope in (("relu", 0.0, 0), ("relu6", 6.0, 0), ("hardswish", 3.0, 1), ("leaky_relu", 0.0, 0.01)):
+        assert float(reference.derivative(name, x).value) == pytest.approx(slope, rel=1e-15)
+        assert float(invref.enclosure.derivative(name, x).mid()) == pytest.approx(slope, rel=1e-15)

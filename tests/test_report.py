@@ -70,7 +70,8 @@ def test_numbers_without_three_digits_are_spelled_as_they_are(value, text):
 
 @pytest.mark.parametrize("width", [80, report.WIDE, 200])
 def test_the_widest_rows_fit_the_width_they_are_made_for(width):
-    text = printed(width, record("exhausted"), record("unproved", worst_error=math.nan))
+    longest = record("exhausted", activation="sqrtsoftplus")
+    text = printed(width, longest, record("unproved", worst_error=math.nan))
     assert "…" not in text
     assert len(text.splitlines()) == 4  # the titles, a rule, and no row on two lines
 
@@ -174,3 +175,9 @@ def test_results_follow_a_link_and_never_replace_a_device(tmp_path):
     assert json.loads(os.read(reader, 1 << 16))["a"] == 2
     os.close(reader)
     assert pipe.is_fifo()
+
+
+def test_a_formula_s_long_name_is_cut_so_that_the_numbers_are_not():
+    text = printed(report.WIDE, record(activation="x_erf_log_1_exp_x"))
+    assert "x_erf_log_1…" in text
+    assert text.count("…") == 1

@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from invref import formats
-from invref.errors import InputError
+from invref.errors import InputError, ProofError
 from invref.pieces import turning_points
-from verify import batches, shards, sweep, sweep32, targets, window64
+from verify import batches, foreign, shards, sweep, sweep32, targets, window64
 from verify.measure import measure
 from verify.oracle import FLOAT32, TOLERANCE
 from verify.scan import Tally
@@ -364,3 +364,40 @@ def test_finished_shards_stay_where_the_caller_keeps_them(small, tmp_path):
     again = sweep.run(GELU, "float32", state_dir=tmp_path)
     assert replace(again, seconds=0.0) == replace(first, seconds=0.0)
     assert not list(tmp_path.rglob("*.npz"))
+
+
+def test_a_truth_that_cannot_be_bounded_is_unproved_and_passes_nothing(monkeypatch):
+    def fail(*_, **__):
+        raise ProofError("no bound at x = 3")
+
+    monkeypatch.setattr(sweep.sweep64, "run", fail)
+    record = sweep.run(GELU, "float64")
+    assert record.verdict == "unproved"
+    assert not record.passed
+    assert record.inputs == 0
+    assert "no bound at x = 3" in record.coverage
+    assert np.isnan(record.worst_error)
+
+
+def test_a_gradient_that_is_torch_s_own_is_compared_bit_for_bit_and_told_its_errors():
+    record = sweep.run(targets.TARGETS["sigmoid"], "bfloat16")
+    assert record.passed
+    assert record.error_floor is None
+    assert record.gain
+    held = {check.name.removesuffix(" (scalar tail)") for check in record.checks if check.bound is not None}
+    assert held == {"count", "forward identical", "gradient identical"}
+
+
+def test_pieces_that_share_a_side_code_share_their_floor():
+    # Told apart by y alone, the two sides of the turning point cannot be: the floor is half of all of f'.
+    together = sweep.run(replace(GELU, codes=(0, 0)), "bfloat16")
+    assert together.error_floor > 10 * sweep.run(GELU, "bfloat16").error_floor
+
+
+def test_a_layer_for_a_formula_holds_every_bound():
+    target = foreign.from_text("x * tanh(exp(x))")
+    for dtype, samples in (("bfloat16", None), ("float32", 5000)):
+        record = sweep.run(target, dtype, samples=samples)
+        assert record.passed, record.failures
+        assert record.forward_error_ulps <= 0.51
+        assert record.reproduce.startswith("python -m verify gradient --formula 'x * tanh(exp(x))'")

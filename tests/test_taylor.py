@@ -11,8 +11,8 @@ import pytest
 from invref import reference, taylor
 from invref.errors import ProofError, RangeError
 from invref.formats import FORMATS
-from invref.formulas import CATALOGUE
-from invref.pieces import turning_points
+from invref.formulas import CATALOGUE, get
+from invref.pieces import limit, pieces, turning_points
 
 NAMES = ["gelu", "gelu_tanh", "mish", "quick_gelu", "silu"]
 SINGLE = FORMATS["float32"]
@@ -132,3 +132,99 @@ def test_a_tolerance_out_of_reach_and_ordinals_that_do_not_exist_are_refused():
         taylor.derivative_boxes("gelu", SINGLE, 0, 2**31)
     with pytest.raises(RangeError, match="outside the range of gelu on piece 1"):
         taylor.output_boxes("gelu", SINGLE, 1, first_above("gelu", SINGLE) - 1, 0)
+
+
+CLEARANCE = 8
+"""Ulps that are left out around a turning value: no tolerance is met there."""
+SHAPES = sorted(set(CATALOGUE) - set(NAMES))
+
+
+def least_at_or_above(bound):
+    ordinal = max(SINGLE.ordinal(float(bound)), SINGLE.first_ordinal)
+    ordinal += SINGLE.value(min(ordinal, SINGLE.largest_ordinal)) < bound
+    return -1 if ordinal == 0 else ordinal
+
+
+def output_span(part):
+    """First and last-plus-one ordinal of the float32 outputs of a piece, away from turning values."""
+    ends = [(part.left_limit, part.left_end), (part.right_limit, part.right_end)]
+    (low, at_low), (high, at_high) = ends if part.increasing else ends[::-1]
+    with mpmath.workdps(60):
+        if at_low == "turning":
+            low += CLEARANCE * SINGLE.ulp(float(low))
+        if at_high == "turning":
+            high -= CLEARANCE * SINGLE.ulp(float(high))
+        return least_at_or_above(low), -least_at_or_above(-high)
+
+
+def scale(name):
+    return any(mpmath.isinf(limit(name, side, 1)) for side in (-1, 1))
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_every_row_has_boxes_of_its_slope_values_and_outputs(name):
+    relative = scale(name)
+    whole = SINGLE.first_ordinal, SINGLE.largest_ordinal + 1
+    kinds = [
+        ("derivative", 0, taylor.derivative_boxes(name, SINGLE, *whole, relative=relative), 1.0 if relative else None),
+        ("value", 0, taylor.value_boxes(name, SINGLE, *whole, relative=True), 2.0**SINGLE.emin),
+    ]
+    for part in pieces(name):
+        if not part.plateau:
+            made = taylor.output_boxes(name, SINGLE, part.index, *output_span(part), relative=relative)
+            kinds.append(("output", part.index, made, 1.0 if relative else None))
+    draw = random.Random(name)
+    for kind, index, made, floor in kinds:
+        assert np.array_equal(made.first[1:], made.stop[:-1])
+        for _ in range(25):
+            i = draw.randrange(len(made))
+            low, high = int(made.first[i]), int(made.stop[i]) - 1
+            ordinal = draw.choice((low, high, draw.randint(low, high)))
+            value = SINGLE.value(ordinal)
+            if kind == "output" and value in known_ends(name, index):
+                continue
+            exact = exactly(kind, name, value, index)
+            got = made.evaluate(np.array([ordinal]), np.array([value]))[0]
+            with mpmath.workdps(60):
+                assert abs(mpmath.mpf(float(got)) - exact) <= made.bounds[i], (kind, index, value)
+                allowed = taylor.TOLERANCE * (1 if floor is None else max(abs(exact), floor))
+                assert made.bounds[i] <= allowed * (1 + 1e-9), (kind, index, value)
+
+
+def known_ends(name, index):
+    part = pieces(name)[index]
+    return {float(part.left_limit), float(part.right_limit)}
+
+
+def exactly(kind, name, value, index):
+    if kind != "output":
+        return getattr(reference, kind)(name, value, 25).value
+    return reference.derivative_from_output(name, value, index, 25).value
+
+
+def test_outputs_at_an_exact_end_decode_to_the_slope_there():
+    zero = SINGLE.ordinal(0.0)
+    for name, piece, slope in (("elu", 0, 1.0), ("tanhshrink", 1, 0.0), ("relu2", 1, 0.0), ("leaky_relu", 1, 1.0)):
+        made = taylor.output_boxes(name, SINGLE, piece, zero, zero + 1, relative=name == "relu2")
+        assert made.evaluate(np.array([zero]), np.array([0.0]))[0] == slope
+    at = SINGLE.ordinal(10.0)
+    assert taylor.output_boxes("gelu_10", SINGLE, 1, at, at + 1).evaluate(np.array([at]), np.array([10.0]))[0] == 1
+
+
+def test_no_box_holds_values_from_both_sides_of_a_break():
+    for name in ("relu6", "hardshrink", "xielu"):
+        made = taylor.value_boxes(name, SINGLE, SINGLE.ordinal(-1.0), SINGLE.ordinal(8.0))
+        for first, stop in zip(made.first, made.stop, strict=True):
+            assert get(name).branch_of(SINGLE.value(int(first))) == get(name).branch_of(SINGLE.value(int(stop) - 1))
+
+
+def test_the_value_at_a_break_is_that_of_its_owner():
+    for x, slope in ((0.0, 0.0), (-0.0, 0.0), (6.0, 0.0), (3.0, 1.0)):
+        ordinal = SINGLE.ordinal(x)
+        made = taylor.derivative_boxes("relu6", SINGLE, -5, SINGLE.ordinal(7.0))
+        assert made.evaluate(np.array([ordinal]), np.array([x]))[0] == slope
+
+
+def test_outputs_of_a_plateau_are_refused():
+    with pytest.raises(RangeError, match="the output does not tell x there"):
+        taylor.output_boxes("relu", SINGLE, 0, 0, 1)

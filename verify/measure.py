@@ -53,13 +53,14 @@ def frame_of(oracle: Oracle, part: Range, fmt: Format, target: Target | None = N
     left, right = oracle.tails
     half = 2.0**-fmt.precision
     rounding = (0.0, 0.0) if fmt is FLOAT32 else (half, half * 2.0**fmt.emin)
-    counted = (part.low, part.high) if fmt is FLOAT32 else NO_OUTPUT
+    native = target is not None and target.role == "native"
+    counted = (part.low, part.high) if fmt is FLOAT32 and not native else NO_OUTPUT
     frame = Frame(part.slope, oracle.gradient is None, *counted, left, right, *rounding, oracle.relative)
     if target is None:
         return frame
     if measures_forward(target):
         frame = frame._replace(ulp=2 * half, least_ulp=2 * half * 2.0**fmt.emin, beyond=2.0 ** (fmt.emax + 1))
-    return frame._replace(identical=target.own(fmt.dtype))
+    return frame._replace(identical=target.own(fmt.dtype), itself=native and target.layer is target.native)
 
 
 def measures_forward(target: Target) -> bool:
@@ -69,7 +70,8 @@ def measures_forward(target: Target) -> bool:
 
 def tables_of(oracle: Oracle, part: Range, fmt: Format, target: Target) -> tuple[Table, Table, Table]:
     """The kernel's tables for one piece: of f', of g (none but in float32) and of f (none where y is not measured)."""
-    outputs = oracle.outputs[part.piece.index] if fmt is FLOAT32 and part.low <= part.high else _NO_TABLE
+    decoded = fmt is FLOAT32 and part.low <= part.high and target.role != "native"
+    outputs = oracle.outputs[part.piece.index] if decoded else _NO_TABLE
     return oracle.slopes, outputs, oracle.values if measures_forward(target) else _NO_TABLE
 
 

@@ -182,8 +182,11 @@ def at_least(bound: Any) -> int:
 
 
 def at_most(bound: Any) -> int:
-    """Ordinal of the largest finite float32 not above `bound`: ordinal o is the negative of ordinal -1 - o."""
-    return -1 - at_least(-bound)
+    """Ordinal of the largest finite float32 not above `bound`; of the two zeros +0.0 comes last."""
+    nearest = min(FLOAT32.ordinal(float(bound)), FLOAT32.largest_ordinal)
+    if nearest >= FLOAT32.first_ordinal:
+        nearest -= FLOAT32.value(nearest) > bound
+    return 0 if nearest == -1 else nearest
 
 
 def singular(formula: Formula, piece: Piece, end: str, outward: int) -> bool:

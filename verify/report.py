@@ -17,8 +17,12 @@ from rich.table import Table
 
 from verify.record import Check, Record, WorstInput
 
-WIDE = 118
-"""Columns a terminal needs for the table that has every number; below that the table keeps the first eight columns."""
+WIDE = 122
+"""Columns a terminal needs for the table that has every number; below that it keeps the first `NARROW` columns."""
+
+NARROW = 7
+LONGEST_NAME = 12
+"""Longer names, as formulas give, are cut in the table."""
 
 DECODER_CHECK = "decoder error"
 
@@ -57,8 +61,12 @@ def place(worst: WorstInput) -> str:
     return f"x = {worst.value!r} = {short_hex(worst)} (bits {worst.bits}, piece {worst.piece})"
 
 
+def _short(name: str) -> str:
+    return name if len(name) <= LONGEST_NAME else name[: LONGEST_NAME - 1] + "…"
+
+
 _COLUMNS: tuple[tuple[str, Callable[[Record], str]], ...] = (
-    ("activation", lambda record: record.activation),
+    ("activation", lambda record: _short(record.activation)),
     ("dtype", lambda record: record.dtype),
     ("inputs", lambda record: f"{record.inputs:,}"),
     ("verdict", lambda record: f"[{_STYLE[record.verdict]}]{record.verdict}[/]"),
@@ -77,7 +85,7 @@ def table(records: Sequence[Record], width: int) -> Table:
     """The verdicts, one row per record, in as many columns as `width` characters hold."""
     wide = width >= WIDE
     result = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, int(wide), 0, 0), show_edge=False)
-    columns = _COLUMNS if wide else _COLUMNS[:8]
+    columns = _COLUMNS if wide else _COLUMNS[:NARROW]
     for title, _ in columns:
         result.add_column(title, justify="left" if title in _LEFT else "right", no_wrap=True)
     for record in records:

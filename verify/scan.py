@@ -23,6 +23,7 @@ BLOCK = 1024
 (ZERO_TAIL, WRONG_SIGN, ONE_TAIL, FORWARD_ULPS, NATIVE_ULPS) = range(5, 10)
 (NONFINITE, NATIVE_NONFINITE, FORWARD, DIFFERENT, OVERFLOWED, OVERFLOWED_BADLY) = range(6)
 _INFINITE = 0x7FF0000000000000
+_RECIPROCAL = 0x7FE0000000000000
 NOWHERE = np.iinfo(np.int64).min
 _NO_HULL_Y = np.empty((0, 2), np.int32)
 _NO_HULL_SLOPE = np.empty((0, 2), np.float64)
@@ -37,7 +38,7 @@ class Frame(NamedTuple):
     BEYOND_ROUNDING). With `relative`, errors are divided by max(1, |f'|), and inputs with an infinite y are no part of
     them. With `identical`, gradients are compared with the framework's bit for bit. An ulp of an output in
     [2^e, 2^(e+1)) is `ulp` 2^e, at least `least_ulp`, and ±infinity counts as ±`beyond` (with 0 for `ulp` the forward
-    is not measured).
+    is not measured). With `itself`, the layer is the framework's own and need not be compared with that.
     """
 
     slope: float
@@ -53,6 +54,7 @@ class Frame(NamedTuple):
     ulp: float = 0.0
     least_ulp: float = 0.0
     beyond: float = 0.0
+    itself: bool = False
     tail: float = TAIL
 
 
@@ -139,16 +141,17 @@ def _hull(ybits: Any, slopes: Any, n: int, hull_y: Any, hull_slope: Any) -> None
 def _ulps(outputs: Any, truth: Any, n: int, frame: Frame, unit: Any, part: Any) -> None:
     """|y - f| in ulps of f to `part`; NaN where y is. `unit` is float64 room for `n` numbers."""
     patterns, units = truth.view(np.int64), unit.view(np.int64)
-    beyond = frame.beyond
+    beyond, scale, largest = frame.beyond, 1.0 / frame.ulp, 1.0 / frame.least_ulp
     for i in range(n):
-        units[i] = patterns[i] & _INFINITE
+        # The reciprocal of the power of two not above |f|.
+        units[i] = _RECIPROCAL - (patterns[i] & _INFINITE)
     for i in range(n):
-        ulp = unit[i] * frame.ulp
-        ulp = frame.least_ulp if ulp < frame.least_ulp else ulp
+        per_ulp = unit[i] * scale
+        per_ulp = largest if per_ulp > largest else per_ulp
         y = float(outputs[i])
         y = beyond if y > beyond else y
         y = -beyond if y < -beyond else y
-        part[i] = abs(y - truth[i]) / ulp
+        part[i] = abs(y - truth[i]) * per_ulp
 
 
 @compiled()
@@ -188,7 +191,10 @@ def scan(
         xbits, ybits, dxbits = xs.view(np.int32), ys.view(np.int32), dxs.view(np.int32)
         expected = native_y[start : start + n].view(np.int32)
         evaluate(derivative, xs, slopes)
-        if frame.relative:
+        overflow = False
+        for i in range(n if frame.relative else 0):
+            overflow |= np.isinf(ys[i])
+        if overflow:
             dxs, natives = dxs.copy(), natives.copy()
             for i in range(n):
                 if np.isinf(ys[i]):
@@ -202,8 +208,10 @@ def scan(
                     slopes[i] = 0.0
                     dxs[i] = 0.0
                     natives[i] = 0.0
-                scale[i] = max(1.0, abs(slopes[i]))
             dxbits = dxs.view(np.int32)
+        for i in range(n if frame.relative else 0):
+            size = abs(slopes[i])
+            scale[i] = 1.0 if size < 1.0 else size
         _hull(ybits, slopes, n, ends_y, ends)
         if block < hull_y.shape[0]:
             hull_y[block] = ends_y
@@ -228,7 +236,7 @@ def scan(
             _keep(part, n, xbits, BEYOND_ROUNDING, worst, worst_at)
 
         unequal = np.int32(0)
-        for i in range(n):
+        for i in range(0 if frame.itself else n):
             unequal |= ybits[i] ^ expected[i]
         if unequal:
             _count(ybits != expected, n, xbits, FORWARD, counts, counts_at)
@@ -257,23 +265,32 @@ def scan(
         if frame.ulp:
             evaluate(forward, xs, decoded)
             for i in range(n):
-                decoded[i] = min(max(decoded[i], -frame.beyond), frame.beyond)
+                f = decoded[i]
+                f = frame.beyond if f > frame.beyond else f
+                decoded[i] = -frame.beyond if f < -frame.beyond else f
             _ulps(ys, decoded, n, frame, unit, part)
             _keep(part, n, xbits, FORWARD_ULPS, worst, worst_at)
-            _ulps(native_y[start : start + n], decoded, n, frame, unit, part)
-            for i in range(n):
-                part[i] = part[i] if part[i] < np.inf else 0.0
-            _keep(part, n, xbits, NATIVE_ULPS, worst, worst_at)
+            if not frame.itself:
+                _ulps(native_y[start : start + n], decoded, n, frame, unit, part)
+                for i in range(n):
+                    part[i] = part[i] if part[i] < np.inf else 0.0
+                _keep(part, n, xbits, NATIVE_ULPS, worst, worst_at)
 
         if (ends_y[1] >= frame.low) & (ends_y[0] <= frame.high):
             evaluate(output, ys, decoded)
             for i in range(n):
                 ordinal = _ordinal(ybits[i])
                 counted = (ordinal >= frame.low) & (ordinal <= frame.high)
-                size = scale[i] if frame.relative else 1.0
-                part[i] = abs(dxs[i] - decoded[i]) / size if counted else 0.0
-                beyond = error[i] - abs(decoded[i] - slopes[i]) / size
-                decoded[i] = abs(0.0 if (beyond < 0.0) | (not counted) else beyond)
+                part[i] = abs(dxs[i] - decoded[i]) if counted else 0.0
+                stored = abs(decoded[i] - slopes[i])
+                decoded[i] = stored if counted else np.inf
+            if frame.relative:
+                for i in range(n):
+                    part[i] /= scale[i]
+                    decoded[i] /= scale[i]
+            for i in range(n):
+                beyond = error[i] - decoded[i]
+                decoded[i] = abs(0.0 if beyond < 0.0 else beyond)
             _keep(part, n, xbits, DECODER, worst, worst_at)
             _keep(decoded, n, xbits, BEYOND_STORED, worst, worst_at)
 

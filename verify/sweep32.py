@@ -85,7 +85,8 @@ def run_shards(
 
     results: dict[int, Result] = {}
     # Built before the threads start: both would build them otherwise.
-    _ = oracle.slopes, oracle.outputs, oracle.tails, oracle.relative, measures_forward(target) and oracle.values
+    _ = oracle.slopes, oracle.tails, oracle.relative, measures_forward(target) and oracle.values
+    _ = target.role == "native" or oracle.outputs
     pool = ThreadPoolExecutor(threads)
     try:
         futures = {}

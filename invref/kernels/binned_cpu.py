@@ -45,11 +45,12 @@ def _pack(x: Any, edges: Any, packed: Any, first: int, stop: int) -> None:
 def _backward(dy: Any, y: Any, packed: Any, slots: int, t: Columns, dx: Any, first: int, stop: int) -> None:
     # Line by line the algorithm of binned.derivative, for 64 elements at a time.
     begin, high, low, side, octaves, rows, lowest_first, lowest_count, lowest_at, lowest = t
-    cells = np.empty(LANES, np.int32)
+    # Unsigned indices: signed ones would be tested for being negative, element by element.
+    cells = np.empty(LANES, np.uint32)
     d = np.empty(LANES, np.float32)
     z = np.empty(LANES, np.float32)
-    row_of = np.empty(LANES, np.int32)
-    d_bits, z_bits = d.view(np.int32), z.view(np.int32)
+    row_of = np.empty(LANES, np.uint32)
+    d_bits, z_bits = d.view(np.uint32), z.view(np.uint32)
     for block in range(first, stop):
         for k in range(BITS):
             start = block * BLOCK + k * LANES
@@ -62,28 +63,31 @@ def _backward(dy: Any, y: Any, packed: Any, slots: int, t: Columns, dx: Any, fir
             for bit in range(packed.shape[0]):
                 plane = packed[bit, block * LANES : block * LANES + LANES]
                 for j in range(length):
-                    cells[j] += np.int32((plane[j] >> np.uint8(k)) & np.uint8(1)) << np.int32(bit)
+                    cells[j] += np.uint32((plane[j] >> np.uint8(k)) & np.uint8(1)) << np.uint32(bit)
             for j in range(length):
-                cell = cells[j] * slots
-                home = cell
+                home = cells[j] * np.uint32(slots)
+                cell = home
                 for slot in range(1, slots):
-                    cell += np.int32(y_[j] >= begin[home + slot])
+                    cell += np.uint32(y_[j] >= begin[home + np.uint32(slot)])
                 cells[j] = cell
                 distance = ((y_[j] - high[cell]) - low[cell]) * side[cell]
                 d[j] = distance if distance > np.float32(0.0) else np.float32(0.0)
             for j in range(length):
-                entry = octaves[cells[j] * EXPONENTS + (d_bits[j] >> MANTISSA)]
-                mantissa, splits = d_bits[j] & MASK, entry & ((1 << SPLIT_BITS) - 1)
-                row_of[j] = (entry >> SPLIT_BITS) + (mantissa >> (MANTISSA - splits))
-                z_bits[j] = ((mantissa << splits) & MASK) | ONE
+                entry = octaves[cells[j] * np.uint32(EXPONENTS) + (d_bits[j] >> np.uint32(MANTISSA))]
+                mantissa, splits = d_bits[j] & np.uint32(MASK), entry & np.uint32((1 << SPLIT_BITS) - 1)
+                row_of[j] = (entry >> np.uint32(SPLIT_BITS)) + (mantissa >> (np.uint32(MANTISSA) - splits))
+                z_bits[j] = ((mantissa << splits) & np.uint32(MASK)) | np.uint32(ONE)
             for j in range(length):
+                # The TERMS = 6 coefficients are written out: a loop over them would not be vectorised.
                 place = z[j] - np.float32(1.5)
-                row = row_of[j]
-                value = rows[row, TERMS - 1]
-                for term in range(TERMS - 2, -1, -1):
-                    value = value * place + rows[row, term]
-                dx_[j] = value
-            for j in range(length):
+                row = row_of[j] * np.uint32(TERMS)
+                value = rows[row + np.uint32(5)]
+                value = value * place + rows[row + np.uint32(4)]
+                value = value * place + rows[row + np.uint32(3)]
+                value = value * place + rows[row + np.uint32(2)]
+                value = value * place + rows[row + np.uint32(1)]
+                dx_[j] = value * place + rows[row]
+            for j in range(length if lowest.size > 1 else 0):
                 cell = cells[j]
                 if lowest_count[cell]:
                     pattern = y_bits[j]
@@ -106,20 +110,17 @@ def pack(edges: tuple[float, ...], bits: int, x: Tensor) -> Tensor:
 
 def columns(tables: Tables) -> Columns:
     """The tables as the kernel takes them."""
-    return tuple(
-        tensor.numpy()
-        for tensor in (
-            tables.start,
-            tables.high,
-            tables.low,
-            tables.side,
-            tables.octaves,
-            tables.rows,
-            tables.lowest_first,
-            tables.lowest_count,
-            tables.lowest_at,
-            tables.lowest,
-        )
+    return (
+        tables.start.numpy(),
+        tables.high.numpy(),
+        tables.low.numpy(),
+        tables.side.numpy(),
+        tables.octaves.numpy().view(np.uint32),
+        tables.rows.numpy().reshape(-1),
+        tables.lowest_first.numpy(),
+        tables.lowest_count.numpy(),
+        tables.lowest_at.numpy(),
+        tables.lowest.numpy(),
     )
 
 

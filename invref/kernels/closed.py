@@ -263,7 +263,8 @@ def leaky_relu(negative_slope: float) -> Scheme:
     """1 above 0, else the slope; a negative slope makes all outputs positive: a side bit instead of the output."""
     if negative_slope < 0:
         return BitsOnly((negative_slope, 1.0), lambda x: x > 0)
-    return _exactly(lambda y: torch.where(y > 0, 1.0, negative_slope))
+    slope = torch.tensor(negative_slope, dtype=torch.float64)
+    return _exactly(lambda y: torch.where(y > 0, torch.ones_like(slope), slope.to(y.device)))
 
 
 @keep

@@ -29,7 +29,7 @@ Array = npt.NDArray[np.float64]
 PATTERNS = 1 << 16
 SLICE = 7
 """Shorter than any vector register, so that every element goes through the scalar tail."""
-SPAN = 32
+SPAN = 7
 """How many ulp around a turning value are decoded by table in float32."""
 NOTHING = 2.0**-24
 """An error that float32 arithmetic makes anyway near 1."""

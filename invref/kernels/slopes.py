@@ -75,6 +75,6 @@ def sqrtsoftplus(x: Tensor) -> Tensor:
 
 
 def xielu(x: Tensor, positive: float, negative: float, beta: float, eps: float) -> Tensor:
-    """Of xIELU with effective slopes `positive` and `negative`."""
+    """Of xIELU with effective slopes `positive` and `negative`; NaN at -inf, where its forward is inf - inf."""
     left = torch.where(x > eps, beta - negative, beta + negative * torch.expm1(x))
-    return torch.where(x > 0, 2 * positive * x + beta, torch.where(x.isnan(), torch.nan, left))
+    return torch.where(x > 0, 2 * positive * x + beta, torch.where(x > -torch.inf, left, torch.nan))

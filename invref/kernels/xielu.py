@@ -75,7 +75,7 @@ def form(p: Parameters) -> Form:
         left = torch.where(side == CLAMPED, p.beta - p.negative, p.beta + p.negative * torch.expm1(x))
         slope = torch.where((side == MIDDLE) & ~(y < 0), 2 * p.positive * x + p.beta, left)
         slope = slope.clamp(max=torch.finfo(y.dtype).max)
-        return torch.where(side == INFINITE, math.inf, slope).to(y.dtype)
+        return torch.where(y.isnan(), y, torch.where(side == INFINITE, math.inf, slope)).to(y.dtype)
 
     return Form(
         lambda x: compute(x, *p.tensors(x.device)),
