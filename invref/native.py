@@ -1,8 +1,8 @@
 """The forwards that the layers repeat bit for bit: torch's own, and the composed ones of transformers' table.
 
 Each function takes a tensor of any shape and dtype and is differentiable by autograd, which keeps what it keeps: this
-is what a user has without invref. Operation by operation the same as in transformers 5.24.0's `activations` module, where
-the name is from there. Must not know decoders.
+is what a user has without invref. Operation by operation the same as in transformers 5.24.0's `activations` module,
+where the name is from there. Must not know decoders.
 """
 
 from __future__ import annotations
