@@ -10,13 +10,15 @@ RUN := $(BIN)/python -m verify
 verify: .venv/stamp
 	$(RUN) gradient --all gelu:float32 silu:float32 --dtype bfloat16 float16
 
-# Every layer in every format.
+# Every layer in the three formats, and some in float64.
+EVERYTHING := --all gelu:float64 gelu_tanh:float64 silu:float64 quick_gelu:float64 --dtype bfloat16 float16 float32
 verify-all: .venv/stamp
-	$(RUN) gradient --all --dtype bfloat16 float16 float32 float64
+	$(RUN) gradient $(EVERYTHING)
 
-# The committed results: a full verification, then the pages, and the README's table and picture.
+# The committed results: a full verification, torch's own accuracy, then the pages, and the README's table and picture.
 reports: .venv/stamp
-	$(RUN) gradient --all --dtype bfloat16 float16 float32 float64 --json reports/gradient.json
+	$(RUN) gradient $(EVERYTHING) --json reports/gradient.json
+	$(RUN) gradient --native --all
 	$(MAKE) pages readme
 
 # A page per activation and the index, from the committed results.
@@ -30,6 +32,7 @@ readme: .venv/stamp
 # The decoders' coefficients, byte for byte.
 tables: .venv/stamp
 	$(BIN)/python -m invref.fit
+	$(BIN)/python -m invref.binfit tanhshrink laplace
 
 # The verifier verified: every planted fault must be caught by the check that is meant for it.
 mutants: .venv/stamp

@@ -93,7 +93,8 @@ def _rational(name: str) -> SchemeOf:
 def _alphas(x: Tensor) -> tuple[Tensor, ...]:
     """xIELU's first parameters, without axes so that they leave the dtype of x alone: slopes of 0.8 on both sides."""
     raw = (math.log(math.expm1(0.8)), math.log(math.expm1(0.3)), 0.5, -1e-6)
-    return tuple(torch.tensor(value, dtype=torch.float64, device=x.device) for value in raw)
+    dtype = torch.float64 if x.dim() else x.dtype
+    return tuple(torch.tensor(value, dtype=dtype, device=x.device) for value in raw)
 
 
 def _quarter(x: Tensor) -> Tensor:
