@@ -27,6 +27,8 @@ STEP = 0.25
 LARGEST = 2.0**128
 FARTHEST = 2.0**130
 MOST_POINTS = 20_000
+CLOSE, MOST_CORRECTIONS = 2.0**-14, 8
+"""How near in log d an input must be to the distance that was asked for: bins may be 2^-10 of it wide."""
 SETTLED = 6
 """So many points in a row must be at the limit before it counts as reached."""
 OCTAVE = math.log(2)
@@ -37,7 +39,7 @@ Point = tuple[float, float, float, float]
 
 @dataclass(frozen=True)
 class Arc:
-    """x = origin + direction * h(u): h = exp for an anchor at a finite x (the origin), sinh for one at infinity.
+    """x = origin + direction * h(u): h = exp for an anchor at a finite x, the origin; else scale * sinh.
 
     d = side * (f - anchor) grows with u. `last` is the u of the arc's far end, None when that is at infinity, where f'
     has the limit `limit`. Distances below `reach` do not occur.
@@ -55,13 +57,25 @@ class Arc:
 
     def x_at(self, u: float) -> arb:
         """The input with coordinate u, as an exact ball."""
-        h = math.exp(u) if self.finite else math.sinh(u)
+        h = math.exp(u) if self.finite else self.scale * math.sinh(u)
         return arb((self.origin + self.direction * arb(h)).mid())
 
     def at(self, x: arb) -> tuple[arb, arb]:
         """(d, f') at an exact input."""
         f = coefficients(evaluate(self.expression, variable(x, 2), ARB))
         return self.side * (f[0] - self.anchor), f[1]
+
+    @cached_property
+    def scale(self) -> float:
+        """How far one goes from the origin of an arc anchored at infinity until d has changed much: a power of 16."""
+        with precision(BITS, 16):
+            d, g = self.at(self.origin)
+            size = float(abs(d / g))
+        if not 1 / FARTHEST < size < FARTHEST:
+            raise FormulaError(
+                f"f changes too fast or too slowly near x = {float(self.origin):.6g}: use a formula of another scale"
+            )
+        return 16.0 ** round(math.log(size, 16))
 
     @cached_property
     def start(self) -> tuple[float, float]:
@@ -93,10 +107,21 @@ class Arc:
             distance, slope = float(d), float(g)
             if not 0 < distance < math.inf or slope == 0 or not math.isfinite(slope):
                 return u, math.nan, math.nan, slope
-            h = math.exp(u) if self.finite else math.cosh(u)
+            h = math.exp(u) if self.finite else self.scale * math.cosh(u)
             return u, math.log(distance), float(d / abs(g)) / h, slope
 
     def u_of(self, d: float) -> float:
+        """The coordinate at distance d, about to CLOSE: Newton's steps, where `_guess` is not that near."""
+        u = self._guess(d)
+        for _ in range(MOST_CORRECTIONS):
+            _, logarithm, rise, _ = self.point(u)
+            miss = math.log(d) - logarithm
+            if not abs(miss) > CLOSE:
+                break
+            u += rise * miss
+        return u
+
+    def _guess(self, d: float) -> float:
         """Roughly the coordinate at distance d: cubic Hermite interpolation of the scaffold in log d."""
         at = math.log(d)
         i = min(max(bisect(self._knots, at), 1), len(self._knots) - 1)
@@ -140,7 +165,7 @@ class Arc:
     @property
     def farthest(self) -> float:
         """The coordinate beyond which no float32 input lies."""
-        return math.log(FARTHEST) if self.finite else math.asinh(FARTHEST)
+        return math.log(FARTHEST) if self.finite else math.asinh(FARTHEST / self.scale)
 
     def _settled(self, point: Point, way: int) -> bool:
         _, logarithm, _, slope = point

@@ -43,6 +43,9 @@ class _Inverted(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, forward: Forward, scheme: Scheme, inplace: bool) -> Tensor:
         if inplace:
+            # Moves no data, and raises what autograd has against writing into x before anything is written.
+            with torch.enable_grad():
+                x.copy_(x)
             order = memory_order(x)
             packed = scheme.pack(flat(x, order))
             y = forward(x)

@@ -40,9 +40,13 @@ DEEPEST = 8
 DEEPEST_TAIL = 24
 
 
-def bound(arc: Arc, octaves: list[Octave], base: float, slope: float, limit: float) -> float:
-    """The certified bound of one cell; ProofError where PROMISED, or the sign of f', cannot be proved."""
+def bound(arc: Arc, octaves: list[Octave], base: float, slope: float, limit: float, until: float) -> float:
+    """The certified bound of one cell, which is looked up at distances below `until`.
+
+    ProofError where PROMISED, or the sign of f', cannot be proved, or where the bins end before that.
+    """
     worst = 0.0
+    _covered(arc, octaves, until)
     with precision(BITS, ORDER + 4):
         for octave in octaves:
             for j in range(octave.served):
@@ -65,6 +69,18 @@ def bound(arc: Arc, octaves: list[Octave], base: float, slope: float, limit: flo
             start = _covering(arc, reached * (1 - SLACK), -1) if octaves else arc.origin
             worst = _larger(worst, _outside(arc, start, arc.direction, limit, 0.0))
     return worst
+
+
+def _covered(arc: Arc, octaves: list[Octave], until: float) -> None:
+    """ProofError unless the octaves follow one another up to `until`; beyond an arc's end there is only its limit."""
+    end, first = 0.0, octaves[0].exponent if octaves else 0
+    for k, octave in enumerate(octaves):
+        share = (octave.served + SLACK) / 2.0**octave.splits
+        if octave.exponent != first + k or (octave is not octaves[-1] and octave.served < 1 << octave.splits):
+            raise ProofError(f"the bins have a gap at distance {2.0**octave.exponent:.3g}")
+        end = 2.0**octave.exponent * (1 + share)
+    if arc.last is not None and not until <= end:
+        raise ProofError(f"the bins end at distance {end:.9g} of {until:.9g}")
 
 
 def _larger(a: float, b: float) -> float:
@@ -126,6 +142,8 @@ def _taylor(arc: Arc, row: list[float], scale: float, shift: float, a: arb, b: a
     for c in reversed(row):
         value = value * z + arb_poly([arb(c)])
     size = float(sum((c.abs_upper() for c in z.coeffs()), arb(0)).upper()) + float(rest.upper())
+    if not size < LARGEST:
+        return math.inf, 0.0
     steepness = sum(k * abs(c) * size ** (k - 1) for k, c in enumerate(row) if k)
     remainder = rest * steepness + (ORDER + 1) * over.abs_upper() * powers[ORDER]
     error = _sup((value - arb_poly(slope)).coeffs()) + float(remainder.upper()) * (1 + 1e-12)

@@ -19,7 +19,7 @@ import sympy
 from flint import arb
 
 from invref import bincertify, binpoly, formulas
-from invref.arcs import BITS, Arc
+from invref.arcs import BITS, LARGEST, Arc
 from invref.bins import TERMS, Bins, Cell, Edge, to_json
 from invref.engines import ARB, coefficients, evaluate, precision, to_arb, to_mpf, variable
 from invref.errors import FormulaError, ProofError
@@ -34,6 +34,7 @@ WORTH_COUNTING = 2.0**-21
 """Where f' is small and changes by more than this within one float32 of y, the outputs there are counted, too."""
 LARGEST_FLOAT = float(np.finfo(np.float32).max)
 HALVINGS = 60
+NARROW = 2.0**-60
 """Of the search for the x in the middle of a piece: y there is rounded to float32 anyway."""
 
 
@@ -81,16 +82,25 @@ def _cells(formula: Formula, code: int, parts: list[Piece]) -> list[Cell]:
     """The cells of one code by ascending y: each piece is split in the middle where both its ends are finite."""
     if parts[0].plateau:
         return [Cell(code, -math.inf, Fraction(0), 1, 0.0, 0.0, 0, (), _no_rows(), 0.0, None, 0.0)]
-    made: list[tuple[float, Cell]] = []
+    made: list[tuple[float, Arc, Landmark | None]] = []
     marks = landmarks(formula, DIGITS)
     for piece in parts:
         left = marks[piece.index - 1] if piece.index else None
         right = marks[piece.index] if piece.index < len(marks) else None
         for part, *ends in _split(formula, piece, left, right):
-            for start, arc, mark in _arcs(formula, part, *ends):
-                made.append((start, _cell(code, start, arc, mark)))
-    made.sort(key=lambda pair: pair[0])
-    return [replace(made[0][1], start=-math.inf), *(cell for _, cell in made[1:])]
+            made += _arcs(formula, part, *ends)
+    made.sort(key=lambda row: row[0])
+    stops = [*(start for start, _, _ in made[1:]), math.inf]
+    cells = [_cell(code, *row, _until(*row[:2], stop)) for row, stop in zip(made, stops, strict=True)]
+    return [replace(cells[0], start=-math.inf), *cells[1:]]
+
+
+def _until(start: float, arc: Arc, stop: float) -> float:
+    """The largest distance that is looked up on an arc that serves the outputs from start to stop."""
+    if arc.last is None:
+        return math.inf
+    end = stop if arc.side > 0 else start
+    return float(abs(Fraction(end) - Fraction(*_ratio(arc.anchor)))) if math.isfinite(end) else math.inf
 
 
 def _no_rows() -> np.ndarray:
@@ -203,18 +213,24 @@ def _middle(expression: sympy.Expr, piece: Piece) -> tuple[arb, arb]:
         x = _inner(piece)
         return arb(evaluate(expression, x, ARB).mid()), x
     y = arb(float(np.float32(float((lower + upper) / 2))))
-    low = float(piece.left) if mpmath.isfinite(piece.left) else -1.0
-    high = float(piece.right) if mpmath.isfinite(piece.right) else 1.0
+    low, high = float(piece.left), float(piece.right)
+    if not lower < to_mpf(y) < upper:
+        raise FormulaError(
+            f"f changes by only {float(upper - lower):.2g} between x = {low:.6g} and {high:.6g}, less than float32 "
+            "tells apart there: use a formula without that step"
+        )
+    low = min(-1.0, high - max(1.0, abs(high))) if math.isinf(low) else low
+    high = max(1.0, low + max(1.0, abs(low))) if math.isinf(high) else high
 
     def above(x: float) -> bool:
         return bool((evaluate(expression, arb(x), ARB) > y) == piece.increasing)
 
-    while mpmath.isinf(piece.left) and above(low):
-        low *= 2
-    while mpmath.isinf(piece.right) and not above(high):
-        high *= 2
-    for _ in range(HALVINGS):
-        x = (low + high) / 2
+    while mpmath.isinf(piece.left) and above(low) and low > -LARGEST:
+        low -= high - low
+    while mpmath.isinf(piece.right) and not above(high) and high < LARGEST:
+        high += high - low
+    end = next((float(side) for side in (piece.left, piece.right) if mpmath.isfinite(side)), 0.0)
+    while high - low > NARROW * abs(low - end) and low < (x := (low + high) / 2) < high:
         low, high = (low, x) if above(x) else (x, high)
     return y, arb(low)
 
@@ -255,7 +271,7 @@ def _reach(anchor: Fraction, side: int) -> float:
     return float(min(d for d in distances if d > 0))
 
 
-def _cell(code: int, start: float, arc: Arc, mark: Landmark | None) -> Cell:
+def _cell(code: int, start: float, arc: Arc, mark: Landmark | None, until: float) -> Cell:
     octaves = binpoly.octaves(arc)
     base, slope = binpoly.below(arc, octaves[0] if octaves else None)
     rows = np.concatenate([o.rows for o in octaves]).astype(np.float32) if octaves else _no_rows()
@@ -281,15 +297,17 @@ def _cell(code: int, start: float, arc: Arc, mark: Landmark | None) -> Cell:
         coefficients=rows,
         limit=above,
         at=_exact(mark) if crowded and mark is not None else None,
-        bound=_bound(arc, octaves, base, slope, above),
+        bound=_bound(arc, octaves, base, slope, above, until),
     )
 
 
-def _bound(arc: Arc, octaves: list[binpoly.Octave], base: float, slope: float, above: float) -> float:
+def _bound(arc: Arc, octaves: list[binpoly.Octave], base: float, slope: float, above: float, until: float) -> float:
     try:
-        return bincertify.bound(arc, octaves, base, slope, above)
+        return bincertify.bound(arc, octaves, base, slope, above, until)
     except ProofError as error:
-        raise FormulaError(f"f' changes too fast to be tabulated ({error}): use a smoother formula") from error
+        raise FormulaError(
+            f"f' changes too fast, or is too large, to be tabulated ({error}): use a smoother formula"
+        ) from error
 
 
 def main(names: list[str], folder: Path | None = None) -> None:

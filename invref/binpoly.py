@@ -24,6 +24,8 @@ Array = npt.NDArray[np.float64]
 
 TOLERANCE = 2.0**-27
 """Of the interpolation, before its coefficients are rounded: absolute, relative where |f'| > 1."""
+ROUNDED = 2.0**-24
+"""Of the polynomials with their coefficients rounded to float32, relative where |f'| > 1."""
 RELATIVE = 2.0**-12
 """Where f' is tiny the error also stays below this share of it, which keeps its sign."""
 MOST_SPLITS = 10
@@ -89,8 +91,8 @@ def _octave(arc: Arc, e: int, end: float) -> Octave:
     least = float(np.min(np.abs(g)))
     tolerance = min(TOLERANCE * max(1.0, least), RELATIVE * least) if least < 1 else TOLERANCE * least
     for splits in range(finest, MOST_SPLITS + 1):
-        rows, error, served = _fitted(stretches, finest, splits, share)
-        if error <= tolerance:
+        rows, error, rounded, served = _fitted(stretches, finest, splits, share)
+        if error <= tolerance and (rounded <= ROUNDED or splits == MOST_SPLITS):
             return Octave(e, splits, rows, served)
     raise FormulaError(
         f"f' changes too fast near x = {float(arc.x_at(arc.u_of(2.0**e))):.6g}: use a smoother formula there"
@@ -171,13 +173,13 @@ def horner(rows: Array, z: Array) -> Array:
     return value
 
 
-def _fitted(stretches: list[Stretch], level: int, splits: int, share: float) -> tuple[Array, float, int]:
-    """Rows for all bins of an octave, their largest error before rounding, and how many of them are served."""
+def _fitted(stretches: list[Stretch], level: int, splits: int, share: float) -> tuple[Array, float, float, int]:
+    """Rows for all bins of an octave, their largest error before and after rounding, and how many are served."""
     per = 1 << (splits - level)
-    served = min(max(math.ceil(share * (1 << splits) - 1e-6), 1), 1 << splits)
+    served = min(max(math.ceil(share * (1 << splits) - 2.0**-22), 1), 1 << splits)
     nodes, samples = np.array(_chebyshev(TERMS)), np.linspace(-0.5, 0.5, SAMPLES)
     inverse = _inverse_vandermonde()
-    rows, error = [], 0.0
+    rows, error, rounded = [], 0.0, 0.0
     for part, stretch in enumerate(stretches):
         bins = np.arange(part * per, min((part + 1) * per, served)) - part * per
         if not len(bins):
@@ -188,12 +190,15 @@ def _fitted(stretches: list[Stretch], level: int, splits: int, share: float) -> 
         for k in range(TERMS):
             found[:, k] = sum(inverse[k, i] * values[:, i] for i in range(TERMS))
         error = max(error, float(np.max(np.abs(horner(found, samples) - exact))))
+        found = found.astype(np.float32).astype(np.float64)
+        misses = np.abs(horner(found, samples) - exact) / np.maximum(1, np.abs(exact))
+        rounded = max(rounded, float(np.max(misses)))
         rows.append(found)
-    table = np.concatenate(rows).astype(np.float32).astype(np.float64)
+    table = np.concatenate(rows)
     rest = np.zeros(((1 << splits) - len(table), TERMS))
     if len(rest):
         rest[:, 0] = float(horner(table[-1:], np.array([0.5]))[0, 0])
-    return np.concatenate([table, rest]), error, served
+    return np.concatenate([table, rest]), error, rounded, served
 
 
 def below(arc: Arc, first: Octave | None) -> tuple[float, float]:

@@ -24,7 +24,7 @@ from invref.errors import FormulaError, TableError
 
 TERMS = 6
 """Coefficients of a bin's polynomial."""
-VERSION = 1
+VERSION = 2
 """Of the table's format and meaning; tables of other versions are refused."""
 
 

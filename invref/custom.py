@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from fractions import Fraction
 from functools import cache as remembered
@@ -24,7 +25,7 @@ from invref import binfit, bins, cache, formulas, stable, tracing
 from invref.autograd import checked, flat, inverted, memory_order
 from invref.bins import Bins, Edge
 from invref.engines import TORCH
-from invref.errors import FormulaError, InputError, TableError
+from invref.errors import FormulaError, InputError, ProofError, TableError
 from invref.formats import BY_DTYPE
 from invref.formulas import Formula
 from invref.kernels import binned, binscheme
@@ -150,13 +151,30 @@ def from_formula(
             raise FormulaError(f"{type(formula).__name__} is no formula: give text like 'x * tanh(x)', or a function")
         name = name or getattr(formula, "__name__", None)
         formula = tracing.trace(formula)
-    found = formulas.define(formula, None if name == "<lambda>" else name, parameters)
+    with _refusing(formula):
+        found = formulas.define(formula, None if name == "<lambda>" else name, parameters)
     key = cache.key(found.text, repr(found.parameters), _version())
     made = _read(found, cache.load(key))
     if made is None:
-        made = _made(found)
+        with _refusing(found.name):
+            made = _made(found)
         cache.store(key, _written(made))
     return made
+
+
+@contextmanager
+def _refusing(name: str) -> Iterator[None]:
+    """Turns what goes wrong with numbers while an activation is made into a FormulaError that names the formula."""
+    try:
+        with np.errstate(all="ignore"):
+            yield
+    except FormulaError:
+        raise
+    except (ArithmeticError, ValueError, RuntimeError, ProofError) as error:
+        why = " ".join(str(error).split())[:120] or type(error).__name__
+        raise FormulaError(
+            f"{name[:60]} could not be tabulated ({why}): use a formula whose values and slopes float32 holds"
+        ) from error
 
 
 def _made(formula: Formula) -> Activation:
@@ -186,6 +204,8 @@ def _floor(value: Checked, slope: Checked, edges: tuple[Edge, ...], dtype: torch
     y, g = fmt.ordinals(value(x.double()).to(dtype)), slope(x.double())
     finite = (y.abs() <= fmt.largest_ordinal) & g.isfinite()
     x, y, g = x[finite], y[finite], g[finite]
+    if not len(x):
+        raise FormulaError("f is beyond the dtype's numbers nearly everywhere: use a formula of another scale")
     codes = binned.code_of(tuple(float(edge.threshold(np.float32)) for edge in edges), x).long()
     _, group = torch.unique(y * 16 + codes, return_inverse=True)
     none = torch.full((int(group.max()) + 1,), torch.inf, dtype=torch.float64)
@@ -231,8 +251,10 @@ def _version() -> str:
     from importlib.metadata import version
 
     digest = hashlib.sha256()
-    for file in sorted(resources.files("invref").iterdir(), key=lambda f: f.name):
-        if file.name.endswith(".py"):
-            digest.update(file.read_bytes())
+    package = resources.files("invref")
+    for folder in (package, package / "kernels"):
+        for file in sorted(folder.iterdir(), key=lambda f: f.name):
+            if file.name.endswith(".py"):
+                digest.update(file.read_bytes())
     libraries = [f"{library} {version(library)}" for library in ("sympy", "mpmath", "python-flint", "torch", "numpy")]
     return f"{digest.hexdigest()} {' '.join(libraries)}"

@@ -7,6 +7,7 @@ used, nor how text becomes expressions.
 
 from __future__ import annotations
 
+import ast
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -27,6 +28,8 @@ from invref.signs import Box
 
 __all__ = ["CATALOGUE", "Branch", "Break", "Formula", "X", "define", "get", "parse"]
 
+LONGEST_NAME = 60
+MOST_LETTERS = f"at most {LONGEST_NAME}, and no digit first"
 EVALUATION_BITS = 400
 """Precision of what is read off at a break."""
 PROBES = (0, 1e-6, 1e-3, 0.1, 0.7, 1, 1.5, 3, 10, 100, 1e4)
@@ -253,8 +256,25 @@ def define(
     text: str, name: str | None = None, parameters: Mapping[str, float | int | str | Fraction] | None = None
 ) -> Formula:
     """A new formula from its text, tried at a few dozen numbers; FormulaError when it is none, or not finite there."""
+    if name is not None and not (isinstance(name, str) and _short(name.replace("-", "_").replace(".", "_"))):
+        raise FormulaError(
+            f"{str(name)[:60]!r} cannot be a name: use letters, digits, '_', '-' and '.', {MOST_LETTERS}"
+        )
+    if not isinstance(parameters or {}, Mapping):
+        raise FormulaError(f"parameters are a {type(parameters).__name__}: give a dict such as {{'beta': 1.702}}")
+    for key in parameters or {}:
+        if not (isinstance(key, str) and _short(key)):
+            raise FormulaError(f"{str(key)[:60]!r} cannot be the name of a parameter: use letters, {MOST_LETTERS}")
     values = tuple((key, _fraction(key, value)) for key, value in (parameters or {}).items())
+    limit = 10**language.LARGEST_POWER_OF_TEN
+    for key, value in values:
+        if value and not Fraction(1, limit) <= abs(value) <= limit:
+            raise FormulaError(f"parameter {key} is too large or too small: use 0 and numbers {language.SCALE}")
     return _checked(Formula(name or text, text, values))
+
+
+def _short(name: str) -> bool:
+    return name.isidentifier() and len(name) <= LONGEST_NAME
 
 
 @lru_cache(maxsize=1024)
@@ -265,6 +285,11 @@ def _checked(formula: Formula) -> Formula:
             raise FormulaError(f"{key[:60]!r} cannot be the name of a parameter: choose a name that has no meaning yet")
     if all(branch.constant for branch in formula.branches):
         raise FormulaError(f"{formula.text[:60]!r} does not depend on x: write a formula in x")
+    tree = ast.parse(formula.text.strip(), mode="eval")
+    used = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
+    for key, _ in formula.parameters:
+        if key not in used:
+            raise FormulaError(f"parameter {key} does not occur in {formula.text[:60]!r}: leave it out, or use it")
     _probe(formula)
     return formula
 

@@ -2,12 +2,20 @@
 
 Forward is the framework's own, bit for bit. For backward only the very tensor returned is kept, whose storage the next
 layer keeps anyway, and a few packed bits per element (`invref.catalogue` lists how many); the gradient is decoded from
-them. relu, tanh and sigmoid are torch's own, which keep nothing but their output already. Must not know formulas.
+them. Must not know formulas.
 
-All take tensors of any shape, keep strides as torch keeps them, and raise InputError for tensors that are not bfloat16,
-float16, float32 or float64. `inplace` overwrites the input. At x = +inf, -inf and NaN the gradient is what torch's
-vector code gives, unless a finite input has the same output and side bits: then it is that one's, and finite.
-Differentiating twice raises TwiceError.
+relu, tanh and sigmoid are torch's own, which keep nothing but their output already: they take what torch takes, integer
+tensors included, and can be differentiated twice.
+
+The others take tensors of any shape, keep strides as torch keeps them, and raise InputError for tensors that are not
+bfloat16, float16, float32 or float64. `inplace` overwrites the input; where torch refuses that, as for leaves that
+require a gradient, its RuntimeError comes before anything is written. At x = +inf, -inf and NaN the gradient is what
+torch's vector code gives, unless a finite input has the same output and side bits: then it is that one's, and finite.
+
+Differentiating twice raises TwiceError. Where bits alone are kept (hardsigmoid, leaky_relu with a slope below 0,
+hardtanh and threshold with parameters that take a bit) the gradient is a constant to autograd unless the incoming one
+is not, which is right: the second derivative is 0. torch.func's transforms (grad, vmap and so on) are not supported
+yet: torch raises RuntimeError, which asks for `setup_context`.
 """
 
 from __future__ import annotations
@@ -95,7 +103,8 @@ def gelu_fast(input: Tensor) -> Tensor:  # noqa: A002
 def gelu_10(input: Tensor, min: float = -10.0, max: float = 10.0) -> Tensor:  # noqa: A002
     """GELU clipped to [min, max], transformers' `gelu_10`.
 
-    FormulaError for a min above -0.17 or a max below 9, where an output does not tell whether it was clipped.
+    FormulaError for NaN, and for a min above -0.17 or a max below 9, where an output does not tell whether it was
+    clipped.
     Source: H. Wu, P. Judd, X. Zhang, M. Isaev and P. Micikevicius, arXiv 2004.09602.
     """
     return _apply("gelu_10", input, partial(native.gelu_10, min=min, max=max), partial(gates.clipped_gelu, min, max))
@@ -112,6 +121,7 @@ def hardswish(input: Tensor, inplace: bool = False) -> Tensor:  # noqa: A002
 def elu(input: Tensor, alpha: float = 1.0, inplace: bool = False) -> Tensor:  # noqa: A002
     """ELU, x above 0 and alpha * (exp(x) - 1) below; one side bit where alpha is below 0.
 
+    The gradient is y + alpha, whose error grows with |alpha|: FormulaError for an |alpha| above 1024, infinite or NaN.
     Source: D. Clevert, T. Unterthiner and S. Hochreiter, arXiv 1511.07289.
     """
     return _apply("elu", input, partial(own.elu, alpha=alpha, inplace=inplace), closed.elu(alpha).scheme, inplace)
@@ -123,7 +133,7 @@ def selu(input: Tensor, inplace: bool = False) -> Tensor:  # noqa: A002
 
 
 def celu(input: Tensor, alpha: float = 1.0, inplace: bool = False) -> Tensor:  # noqa: A002
-    """CELU, x above 0 and alpha * (exp(x / alpha) - 1) below; FormulaError for alpha = 0.
+    """CELU, x above 0 and alpha * (exp(x / alpha) - 1) below; FormulaError for alpha = 0, infinite or NaN.
 
     Source: J. T. Barron, arXiv 1704.07483.
     """
@@ -136,7 +146,8 @@ def celu(input: Tensor, alpha: float = 1.0, inplace: bool = False) -> Tensor:  #
 def softplus(input: Tensor, beta: float = 1.0, threshold: float = 20.0) -> Tensor:  # noqa: A002
     """Softplus, log(1 + exp(beta * x)) / beta, and x where beta * x is above the threshold.
 
-    One side bit for a threshold below 20, where outputs of both parts coincide; FormulaError for beta = 0.
+    One side bit for a threshold below 20, where outputs of both parts coincide; FormulaError for a beta that is 0,
+    infinite or NaN.
     Source: C. Dugas, Y. Bengio, F. Belisle, C. Nadeau and R. Garcia, NIPS 2000.
     """
     scheme = closed.softplus(beta, threshold).scheme
@@ -166,7 +177,7 @@ def tanhshrink(input: Tensor) -> Tensor:  # noqa: A002
 def laplace(input: Tensor, mu: float = 0.707107, sigma: float = 0.282095) -> Tensor:  # noqa: A002
     """The normal distribution function of mean mu and deviation sigma, transformers' `laplace`.
 
-    FormulaError for sigma = 0. Source: X. Ma et al., arXiv 2209.10655.
+    FormulaError for sigma = 0 and for infinite parameters or NaN. Source: X. Ma et al., arXiv 2209.10655.
     """
     return _apply("laplace", input, partial(native.laplace, mu=mu, sigma=sigma), partial(gates.laplace, mu, sigma))
 
@@ -217,7 +228,10 @@ def hardsigmoid(input: Tensor, inplace: bool = False) -> Tensor:  # noqa: A002
 
 
 def hardshrink(input: Tensor, lambd: float = 0.5) -> Tensor:  # noqa: A002
-    """x outside [-lambd, lambd], 0 inside. Source: D. L. Donoho and I. M. Johnstone, Biometrika 81, 1994."""
+    """x outside [-lambd, lambd], 0 inside; FormulaError for NaN, with which torch's vector and scalar code differ.
+
+    Source: D. L. Donoho and I. M. Johnstone, Biometrika 81, 1994.
+    """
     return _apply("hardshrink", input, partial(own.hardshrink, lambd=lambd), lambda _: closed.hardshrink(lambd))
 
 
@@ -230,6 +244,6 @@ def softshrink(input: Tensor, lambd: float = 0.5) -> Tensor:  # noqa: A002
 
 
 def threshold(input: Tensor, threshold: float, value: float, inplace: bool = False) -> Tensor:  # noqa: A002
-    """x above the threshold, `value` elsewhere; a value above it keeps one bit an element instead of the output."""
+    """x above the threshold, `value` elsewhere; a value above it, or NaN, keeps a bit an element and no output."""
     forward = partial(own.threshold, threshold=threshold, value=value, inplace=inplace)
     return _apply("threshold", input, forward, partial(closed.threshold, threshold, value), inplace)

@@ -45,10 +45,15 @@ LONGEST_NUMBER = 100
 DEEPEST = 100
 LARGEST_EXPONENT = 64
 LARGEST_NUMBER_BITS = 4096
+LARGEST_POWER_OF_TEN = 30
+"""Numbers that are written out lie between 10^-30 and 10^30, as far as they are not 0."""
+HIGHEST_TOWER = 4
+"""exp(exp(exp(exp(x)))); each log takes one off."""
 LARGEST_EXPRESSION = 2000
 """Nodes of an expression's tree."""
 MOST_BREAKS = 32
 ALLOWED = f"use numbers, x, pi, + - * / **, parentheses and {', '.join((*FUNCTIONS, *CHOICES))}"
+SCALE = f"between 1e-{LARGEST_POWER_OF_TEN} and 1e{LARGEST_POWER_OF_TEN}"
 NOT_AFFINE = "changes where its argument is not a straight line in x: write it with where(x > c, ..., ...)"
 
 
@@ -82,6 +87,8 @@ def read(text: str, parameters: Mapping[str, Fraction], macros: Mapping[str, Mac
     line = _parse(text, {"x": Line((X,)), **names}, macros, 0)
     if any(isinstance(value, bool) for value in line.values):
         raise FormulaError(f"{text[:60]!r} is a condition, not a number: use it inside where(condition, a, b)")
+    if any(_tower(value) > HIGHEST_TOWER for value in line.values):
+        raise FormulaError(f"{text[:60]!r} nests exp more than {HIGHEST_TOWER} deep, beyond every float: use fewer")
     return _joined([stable(value) for value in line.values], list(line.breaks))
 
 
@@ -324,8 +331,10 @@ class _Parser:
             size = abs(Decimal(digits).adjusted())
         except InvalidOperation:
             raise self.refuse(node, "is not a decimal number: write it like 0.044715 or 1e-3") from None
-        if len(digits) > LONGEST_NUMBER or size > LARGEST_NUMBER_BITS // 4:
-            raise self.refuse(node, f"is too large: write at most {LONGEST_NUMBER} digits")
+        if len(digits) > LONGEST_NUMBER:
+            raise self.refuse(node, f"is too long: write at most {LONGEST_NUMBER} digits")
+        if size > LARGEST_POWER_OF_TEN:
+            raise self.refuse(node, f"is too large or too small: use 0 and numbers {SCALE}")
         return rational(Fraction(digits))
 
     def binary(self, node: ast.expr, operator: ast.operator, left: sympy.Expr, right: sympy.Expr) -> sympy.Expr:
@@ -399,6 +408,14 @@ def _size(expression: sympy.Expr, sizes: dict[sympy.Expr, int]) -> int:
     if known is None:
         known = sizes[expression] = 1 + sum(_size(argument, sizes) for argument in expression.args)
     return known
+
+
+def _tower(expression: sympy.Expr) -> int:
+    """How deep exp is nested in an expression, less the logarithms around it."""
+    inner = max(map(_tower, expression.args), default=0)
+    if isinstance(expression, sympy.log | log1p):
+        return max(inner - 1, 0)
+    return inner + isinstance(expression, sympy.exp | expm1)
 
 
 def _bits(expression: sympy.Expr) -> int:

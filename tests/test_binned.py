@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -129,3 +131,17 @@ def test_the_general_kernel_serves_other_devices(monkeypatch):
     want = scheme.backward(dy, y, packed)
     codes = sidebits.unpack(packed, len(x), activation.bits)
     assert torch.equal(want, dy * binned.derivative(scheme.tables, y, codes))
+
+
+def test_slopes_that_underflow_leave_zero_at_the_limit():
+    decoder = fit("x*sigmoid(x/4)")
+    tables = binned.tables(decoder)
+    for scale in (1.0, 3.0, 5.0, 2.0**21 + 1):
+        cells = tuple(replace(cell, slope=cell.slope * scale) for cell in decoder.cells)
+        for t in (tables, binned.tables(replace(decoder, cells=cells))):
+            y = torch.tensor([0.0, -0.0, -1e-45, -3e-45, -1e-44, -1e-40])
+            g = binned.derivative(t, y, torch.zeros(len(y), dtype=torch.int64))
+            assert g[:2].eq(0).all()
+            assert (g <= 0).all()
+            packed = sidebits.pack(torch.zeros(len(y), dtype=torch.uint8), decoder.bits)
+            assert torch.equal(binned_cpu.backward(t, torch.ones(len(y)), y, packed, decoder.bits), g)

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 from flint import arb
 
-from invref import bins, enclosure, formulas, pieces
+from invref import binpoly, bins, enclosure, formulas, pieces
 from invref.arcs import Arc
 from invref.binfit import fit, main
-from invref.errors import FormulaError, TableError
+from invref.errors import FormulaError, ProofError, TableError
 from invref.kernels.binned import tables
 
 SHIPPED = ("tanhshrink", "laplace")
@@ -68,7 +68,7 @@ def test_damage_and_other_versions_are_detected(gelu, monkeypatch):
         bins.from_json(text[:1000])
     with pytest.raises(TableError):
         bins.from_json(json.dumps([1]))
-    monkeypatch.setattr(bins, "VERSION", 2)
+    monkeypatch.setattr(bins, "VERSION", bins.VERSION + 1)
     with pytest.raises(TableError):
         bins.from_json(text)
 
@@ -149,3 +149,22 @@ def test_scaffold_runs_out_to_the_ends():
     assert distances == sorted(distances)
     assert distances[-1] > 128 * math.log(2)
     assert all(math.isclose(float(arc.at(arc.x_at(arc.u_of(d)))[0]), d, rel_tol=1e-2) for d in (1e-9, 1e-3, 1.0, 1e20))
+
+
+def test_bins_that_end_before_the_next_cell_prove_nothing(monkeypatch):
+    octaves = binpoly.octaves
+    monkeypatch.setattr(binpoly, "octaves", lambda arc: octaves(arc)[: None if arc.last is None else -1])
+    with pytest.raises((FormulaError, ProofError), match="the bins end at distance"):
+        fit("x*sigmoid(x/4)")
+    monkeypatch.setattr(binpoly, "octaves", lambda arc: [o for o in octaves(arc) if o.exponent != -4])
+    with pytest.raises((FormulaError, ProofError), match="a gap at distance"):
+        fit("x*sigmoid(x/4)")
+
+
+def test_a_sharp_step_beside_a_smooth_slope_is_split_further():
+    assert fit("x*sigmoid(x) + 0.1*tanh(5*x-20)").bound <= 2.0**-22
+
+
+@pytest.mark.parametrize("text", ["x*sigmoid(x/1000)", "x*sigmoid(100000*x)", "1e15*tanh(1e-15*x)", "x*sigmoid(x/4)"])
+def test_formulas_of_any_scale_are_tabulated(text):
+    assert fit(text).bound <= 2.0**-22

@@ -9,7 +9,8 @@ import invref
 from invref.errors import FormulaError
 from verify import cli
 
-FORMULAS = (Path(__file__).parents[1] / "docs" / "formulas.md").read_text(encoding="utf-8")
+ROOT = Path(__file__).parents[1]
+FORMULAS = (ROOT / "docs" / "formulas.md").read_text(encoding="utf-8")
 
 
 def test_the_programs_run():
@@ -30,3 +31,12 @@ def test_the_command_lines_are_understood(command):
     import shlex
 
     assert cli.parser().parse_args(shlex.split(command))
+
+
+@pytest.mark.parametrize(
+    "path", [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))], ids=lambda path: path.name
+)
+def test_every_relative_link_leads_to_a_file(path):
+    links = re.findall(r"\]\(<?([^)\s>]+)", path.read_text(encoding="utf-8"))
+    relative = [link.partition("#")[0] for link in links if not re.match(r"[a-z][a-z0-9+.-]*:|#", link)]
+    assert [link for link in relative if not (path.parent / link).exists()] == []

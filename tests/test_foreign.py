@@ -9,7 +9,7 @@ from torch.nn import functional
 
 from invref import formats
 from invref.errors import InputError
-from verify import cli, foreign, sweep
+from verify import checks, cli, foreign, sweep
 from verify.checks import FOREIGN_FACTOR
 
 MODULE = """
@@ -63,7 +63,7 @@ class Sign(torch.autograd.Function):
     @staticmethod
     def backward(ctx, dy):
         (x,) = ctx.saved_tensors
-        return dy / (1 + (torch.pi * x.float()) ** 2).to(dy.dtype)
+        return dy * (1 / (1 + (torch.pi * x.float()) ** 2)).to(dy.dtype)
 
 
 class Straight(Sign):
@@ -77,6 +77,19 @@ class Window(Sign):
     def backward(ctx, dy):
         (x,) = ctx.saved_tensors
         return dy * (x.abs() < 1)
+
+
+def mish(x):
+    return functional.mish(x.float()).to(x.dtype)
+
+
+def planted(x):
+    wide = x.float()
+    return (functional.mish(wide) + 0.02 * (wide - wide.detach()) * ((x > 1) & (x < 2))).to(x.dtype)
+
+
+def stepwise(x):
+    return x * torch.tanh(torch.log(1 + torch.exp(x)))
 
 
 def spike(x):
@@ -172,6 +185,37 @@ def test_a_surrogate_gradient_is_compared_with_the_formula_it_is_meant_to_have(n
     assert record.forward_error_ulps < 1e-6
 
 
+MISH = "x*tanh(log(1+exp(x)))"
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32"])
+def test_a_layer_for_a_formula_may_round_once_and_add_what_float32_costs_and_no_more(dtype):
+    samples = 2000 if dtype == "float32" else None
+    fine = sweep.run(foreign.external("someones:mish", formula=MISH), dtype, samples=samples)
+    assert fine.passed, fine.failures
+    assert fine.bound == pytest.approx(checks.FLOAT32_KERNEL + formats.get(dtype).ulp(1.05) / 2, rel=0.1)
+    # Twice what the formula itself is off by, evaluated step by step in bfloat16, would hide what is planted.
+    assert dtype != "bfloat16" or 2 * fine.native_error > 0.024
+    record = sweep.run(foreign.external("someones:planted", formula=MISH), dtype, samples=samples)
+    assert {check.name.removesuffix(checks.SCALAR) for check in record.failures} == {"gradient error"}
+    assert 1 < record.failures[0].worst.value < 2
+
+
+def test_a_layer_that_rounds_at_each_step_fails_in_a_short_format():
+    record = sweep.run(foreign.external("someones:stepwise", formula=MISH), "bfloat16")
+    assert "gradient error" in {check.name for check in record.failures}
+
+
+@pytest.mark.parametrize(
+    ("formula", "layer"),
+    [("1000*x*sigmoid(x)", lambda x: 1000 * functional.silu(x)), ("x*x*sigmoid(x)", lambda x: x * functional.silu(x))],
+)
+def test_a_large_slope_may_be_off_in_proportion(formula, layer):
+    target = foreign.external("someones:silu", formula=formula)
+    record = sweep.run(replace(target, layer=layer), "float32", samples=2000)
+    assert "gradient error" not in {check.name.removesuffix(checks.SCALAR) for check in record.failures}
+
+
 def test_a_surrogate_without_a_forward_formula_is_measured_backward_only():
     target = foreign.external("someones:straight_through", gradient="1")
     record = sweep.run(target, "bfloat16")
@@ -215,6 +259,10 @@ def test_an_output_of_another_dtype_is_bad_input():
         (["silu", "--formula", "x * tanh(x)"], "leave out one"),
         (["--target", "someones:silu"], "--formula TEXT"),
         (["--target", "someones:silu", "--formula", "__import__('os')"], "not allowed"),
+        (["--formula", ""], "--formula is empty"),
+        (["--target", " "], "--target is empty"),
+        (["silu", "--target", "someones:silu", "--gradient-formula", ""], "--gradient-formula is empty"),
+        (["--target", "math:exp", "--formula", "exp(x)"], "the target raised"),
     ],
 )
 def test_arguments_that_contradict_each_other_are_bad_input(arguments, remedy, capsys):
@@ -230,3 +278,10 @@ def test_the_command_line_verifies_a_target_against_a_formula(capsys):
     assert "exhausted" in capsys.readouterr().out
     assert cli.main([*words, "--input", "0x3f80"]) == cli.PASSED
     assert "f'(x)" in capsys.readouterr().out
+
+
+def test_formulas_whose_letters_are_the_same_have_names_of_their_own():
+    texts = ("x*tanh(x)", "x+tanh(x)", "x*tanh(x)")
+    names = [foreign.from_text(text).name for text in texts]
+    assert names[0] == names[2] != names[1]
+    assert all(name.startswith("x_tanh_x_") and name.isidentifier() for name in names)

@@ -250,6 +250,59 @@ def test_silu_in_place_overwrites_its_input_and_decodes_the_same_gradient() -> N
     assert torch.equal(dx, run("silu", x, torch.ones_like(x))[1])
 
 
+INPLACE = ("silu", "mish", "hardswish", "elu", "celu", "selu", "leaky_relu", "hardtanh", "relu6", "hardsigmoid")
+
+
+@pytest.mark.parametrize("name", INPLACE)
+@pytest.mark.parametrize("place", ["leaf", "view of a leaf", "one of several views", "view without gradient"])
+def test_what_torch_does_not_write_into_is_refused_with_its_words_and_left_untouched(name: str, place: str) -> None:
+    words = []
+    for layer in (getattr(functional, name), getattr(native, name)):
+        leaf = torch.linspace(-2, 2, 20).view(4, 5).requires_grad_()
+        base = leaf if "leaf" in place else leaf * 1
+        with torch.set_grad_enabled(place != "view without gradient"):
+            x = {"leaf": base, "one of several views": base.unbind()[1]}.get(place, base[1:])
+        before = base.detach().clone()
+        with pytest.raises(RuntimeError) as caught:
+            layer(x, inplace=True)
+        words.append(str(caught.value))
+        assert torch.equal(base.detach(), before)
+    assert words[0] == words[1]
+
+
+def test_in_place_into_a_view_gives_the_gradient_of_its_base() -> None:
+    gradients = []
+    for layer in (functional.silu, native.silu):
+        leaf = torch.linspace(-2, 2, 20, dtype=torch.float64).requires_grad_()
+        base = leaf * 2
+        y = layer(base[5:], inplace=True)
+        (base.sum() + y.square().sum()).backward()
+        gradients.append(leaf.grad)
+    assert torch.allclose(*gradients)
+
+
+def test_torchs_own_layers_take_integers_and_second_derivatives() -> None:
+    for layer in (functional.relu, functional.tanh, functional.sigmoid):
+        assert torch.equal(layer(torch.tensor([-1, 2])), getattr(torch, layer.__name__)(torch.tensor([-1, 2])))
+        x = torch.randn(10, dtype=torch.float64, requires_grad=True)
+        assert torch.autograd.gradgradcheck(layer, (x,))
+
+
+@pytest.mark.parametrize("layer", [functional.hardsigmoid, lambda x: functional.leaky_relu(x, -0.5)])
+def test_where_bits_alone_are_kept_the_gradient_is_a_constant(layer) -> None:
+    x = torch.randn(10, requires_grad=True)
+    (dx,) = torch.autograd.grad(layer(x).sum(), x, create_graph=True)
+    assert not dx.requires_grad
+    (dx,) = torch.autograd.grad(layer(x).square().sum(), x, create_graph=True)
+    with pytest.raises(TwiceError, match="use torch's own layer"):
+        dx.sum().backward()
+
+
+def test_torch_func_is_torchs_own_error_as_documented() -> None:
+    with pytest.raises(RuntimeError, match="setup_context"):
+        torch.func.grad(lambda x: functional.silu(x).sum())(torch.randn(3))
+
+
 def test_importing_the_layers_does_not_import_the_heavy_libraries() -> None:
     heavy = ["numba", "sympy", "mpmath", "flint", "matplotlib", "rich", "scipy"]
     code = (

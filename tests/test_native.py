@@ -56,28 +56,55 @@ def test_a_sampled_record_claims_no_more_than_it_has_seen(silu):
     assert row.count("≥ ") == 2
 
 
-def test_the_command_writes_the_table_beside_its_records(tmp_path):
-    path = tmp_path / "native.json"
+def test_the_command_writes_its_records_and_nothing_beside_them(tmp_path):
+    path, beside = tmp_path / "README.json", tmp_path / "README.md"
+    beside.write_text("mine")
     words = ["gradient", "relu", "--native", "--dtype", "float16", "--json", str(path)]
     assert cli.main(words) == cli.PASSED
     (record,) = document.read(path)
     assert record.decoder == "native"
-    text = (tmp_path / "native.md").read_text(encoding="utf-8")
+    assert beside.read_text() == "mine"
+    assert sorted(tmp_path.iterdir()) == [path, beside]
+    out = tmp_path / "table.md"
+    native.write(path, out)
+    text = out.read_text(encoding="utf-8")
     assert text == native.table([record], json.loads(path.read_text())["run"])
     assert text.startswith(native.TITLE)
 
 
-def test_all_native_layers_go_to_the_reports_by_default(tmp_path, monkeypatch):
+@pytest.mark.parametrize("command", ["gradient relu --native", "report gelu", "mutants"])
+@pytest.mark.parametrize("name", ["out.md", "out.HTML"])
+def test_records_are_not_written_to_a_text(command, name, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert cli.main([*command.split(), "--json", name]) == cli.BAD_INPUT
+    assert "--json takes the name of a .json file" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.fixture
+def asked(tmp_path, monkeypatch):
+    """Runs that need no time, in a folder that has reports."""
     (tmp_path / "reports").mkdir()
     monkeypatch.chdir(tmp_path)
-    asked = []
+    noted = []
 
     def fake(target, dtype, **_):
-        asked.append((target.name, dtype))
+        noted.append((target.name, dtype))
         return sweep_record
 
     sweep_record = sweep.run(targets.native_of("relu"), "bfloat16")
     monkeypatch.setattr(sweep, "run", fake)
+    return noted
+
+
+@pytest.mark.parametrize("words", ["--dtype bfloat16", "--samples 9", "--shard 1/2", "--json own.json", "gelu:float64"])
+def test_a_part_of_the_native_layers_is_not_the_table(words, asked, tmp_path):
+    assert cli.main(["gradient", "--native", "--all", *words.split(), "--state", str(tmp_path)]) == cli.PASSED
+    assert asked
+    assert list((tmp_path / "reports").iterdir()) == []
+
+
+def test_all_native_layers_go_to_the_reports_by_default(asked, tmp_path):
     assert cli.main(["gradient", "--native", "--all", "--state", str(tmp_path)]) == cli.PASSED
     assert asked == [(name, dtype) for name in targets.TARGETS for dtype in ("bfloat16", "float16", "float32")]
     assert (tmp_path / "reports" / "native.md").is_file()

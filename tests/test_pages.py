@@ -209,6 +209,52 @@ def test_records_of_a_former_run_are_taken_over(tmp_path, capsys):
     assert "seconds" not in json.dumps({**data, "run": None})
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"target": "torch.nn.functional.gelu", "decoder": "native"},
+        {"target": "mine:gelu", "decoder": "foreign"},
+        {"formula": "x*sigmoid(x)"},
+    ],
+)
+def test_records_of_another_layer_of_that_name_are_refused(changes, tmp_path, capsys):
+    path, out = tmp_path / "records.json", tmp_path / "out"
+    document.write_records(path, [report_example.record("bfloat16", **changes)], 1.0)
+    assert cli.main(["report", "gelu", "--out", str(out), "--records", str(path)]) == 2
+    error = capsys.readouterr().err
+    assert "not of invref.functional.gelu" in error
+    assert error.count("\n") == 1
+    assert not out.exists()
+
+
+def test_files_of_others_in_the_folder_are_no_reports(tmp_path, measured, capsys):
+    others = {"bad.json": "{bad", "curves.json": '{"curves": 1}', "list.json": "[]", "binary.json": "\x00"}
+    for name, text in others.items():
+        (tmp_path / name).write_text(text)
+    (tmp_path / "folder.json").mkdir()
+    (tmp_path / "latin.json").write_bytes(b'"\xe9"')
+    assert cli.main(["report", "gelu", "--out", str(tmp_path)]) == 0
+    assert [data["activation"] for data in report_command.reports_in(tmp_path)] == ["gelu"]
+    assert {name: (tmp_path / name).read_text() for name in others} == others
+
+
+def test_a_file_that_is_no_report_is_not_replaced_by_one(tmp_path, measured, capsys):
+    (tmp_path / "gelu.json").write_text('{"records": []}')
+    assert cli.main(["report", "gelu", "--out", str(tmp_path)]) == 2
+    assert "gelu.json is no report" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["gelu.json"]
+
+
+def test_a_name_that_another_formula_has_there_is_refused(tmp_path, measured, capsys):
+    words = ["--name", "mine", "--out", str(tmp_path), "--dtype", "float32"]
+    for _ in range(2):
+        assert cli.main(["report", "--formula", "x*tanh(x)", *words]) == 0
+    before = files(tmp_path, run=True)
+    assert cli.main(["report", "--formula", "x+tanh(x)", *words]) == 2
+    assert "mine.json reports another formula, x*tanh(x): give another --name" in capsys.readouterr().err
+    assert files(tmp_path, run=True) == before
+
+
 def test_records_of_other_decoders_are_refused(tmp_path, capsys, monkeypatch):
     path = tmp_path / "records.json"
     document.write_records(path, report_example.records(), 1.0)
@@ -226,6 +272,8 @@ def test_records_of_other_decoders_are_refused(tmp_path, capsys, monkeypatch):
         ("gelu --samples 0", "ask for 1 or more"),
         ("gelu --formula x*x", "leave out the names"),
         ("gelu --name other", "--name is for --formula"),
+        ("--formula ''", "--formula is empty"),
+        ("--formula x*foo(x) --out o1", "foo"),
         ("gelu --records missing.json", "cannot read the records"),
         ("gelu --out /dev/null", "name another with --out"),
     ],
@@ -236,6 +284,7 @@ def test_bad_arguments_are_told_in_one_line(arguments, remedy, tmp_path, monkeyp
     error = capsys.readouterr().err
     assert remedy in error
     assert error.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_violated_bound_is_the_exit_code_and_stands_on_the_page(tmp_path, monkeypatch, capsys):
@@ -332,10 +381,17 @@ def test_committed_reports_are_those_of_the_decoders_that_ship():
 
 def test_committed_records_are_those_of_the_verification():
     published = {(r.activation, r.dtype): r for r in document.read(REPORTS / "gradient.json")}
-    for name, data in committed().items():
-        for record in pages_html.records_of(data):
-            known = published.get((name, record.dtype))
-            assert known is None or known.worst_error == record.worst_error, f"{name}: run `make reports`"
+    shown = {(name, r.dtype): r for name, data in committed().items() for r in pages_html.records_of(data)}
+    assert shown.keys() >= published.keys(), "missing: run `make reports`"
+    meant = {(name, dtype) for name in targets.TARGETS for dtype in report_command.DTYPES}
+    assert published.keys() >= meant | {place for place in shown if place[0] in targets.TARGETS}, "run `make reports`"
+    for place, record in published.items():
+        assert plain(shown[place]) == plain(record), f"{place}: run `make reports`"
+
+
+def plain(record):
+    """Everything a record says but how long it took."""
+    return {key: value for key, value in record.to_json().items() if key != "seconds"}
 
 
 def test_the_errors_measured_for_a_page_are_within_its_records():

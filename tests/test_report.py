@@ -101,6 +101,15 @@ def test_a_record_that_bounds_nothing_is_named_although_no_check_failed():
     assert report.violations([record("exhausted")]) == []
 
 
+def test_only_checks_with_a_bound_count_as_held(capsys):
+    told = Check("native non-finite", 3.0, None, True)
+    bad = Check("zero tail", 0.25, 1e-5, False)
+    assert report.held([record(checks=[*record().checks, told, bad])]) == "1 of 2 checks hold (1 more measured only)"
+    assert report.held([record()]) == "1 of 1 checks hold"
+    report.show([record(checks=[told])])
+    assert "0 of 0 checks hold (1 more measured only) over 4,278,190,080 inputs" in capsys.readouterr().out
+
+
 def test_hexadecimal_floats_are_printed_without_their_zeros():
     at = WorstInput.of(formats.get("bfloat16"), formats.get("bfloat16").ordinal(-0.75), 1)
     assert "= -0x1.8p-1 " in report.place(at)
@@ -155,12 +164,27 @@ def test_a_readme_without_markers_is_an_error_that_shows_them():
         guarantees.inserted("no markers", "new")
 
 
-def test_the_guarantees_have_one_row_per_record():
-    run = {"torch": "2", "python": "3", "cpu": "some", "date": "2024-07-23T00:00:00"}
-    rows = guarantees.table([record(), record("failed")], run).splitlines()
-    assert len([row for row in rows if row.startswith("| gelu_tanh | float32 | 4,278,190,080 |")]) == 2
-    assert "≤ 1.06e-4" in rows[2]
-    assert rows[-1] == "torch 2, Python 3, some, 2024-07-23."
+RUN = {"torch": "2", "python": "3", "cpu": "some", "date": "2024-07-23T00:00:00"}
+
+
+def test_the_table_of_layers_has_one_row_per_record():
+    lines = guarantees.layers([record(), record("failed")], RUN).splitlines()
+    rows = [line for line in lines if line.startswith("| gelu_tanh |")]
+    assert len(rows) == 2
+    assert "| exhausted | ≤ 1.06e-4 |" in rows[0]
+    assert "| failed | 1.05e-4 |" in rows[1]
+    assert lines[-1] == "torch 2, Python 3, some, 2024-07-23."
+
+
+def test_the_guarantees_have_one_row_per_layer_and_never_hide_a_failure():
+    verdicts = {"bfloat16": "exhausted", "float16": "failed", "float32": "sampled"}
+    records = [record(verdict, dtype=dtype) for dtype, verdict in verdicts.items()]
+    lines = guarantees.table(records, RUN).splitlines()
+    (row,) = [line for line in lines if line.startswith("| gelu_tanh |")]
+    cells = [cell.strip() for cell in row.split("|")]
+    assert cells[4].startswith("≤ ")
+    assert cells[5] == "**failed**"
+    assert cells[6].startswith("≥ ")
 
 
 def test_results_follow_a_link_and_never_replace_a_device(tmp_path):

@@ -42,6 +42,9 @@ ZERO_TAIL_BOUND = 1e-5
 FOREIGN_FACTOR = 2.0
 """A layer that may keep what it likes is held to so many times the framework's own error."""
 
+FLOAT32_KERNEL = 2.0**-18
+"""What computing in float32 may add to a gradient that is rounded once, relative to the numbers in it: 64 roundings."""
+
 FORMULA_ULPS = 1.0
 """Our forward of any formula is rounded once, from float64."""
 
@@ -115,9 +118,10 @@ def of_tally(
     if held and floor is not None:
         slot = BEYOND_ROUNDING if fmt.bits == 16 else GRADIENT
         checks.append(error("gradient error", slot, floor_bound(fmt, floor), TOLERANCE))
+    elif target.by_formula:
+        checks.append(error("gradient error", BEYOND_ROUNDING, FLOAT32_KERNEL, TOLERANCE))
     else:
-        against_native = target.foreign and not held
-        bound = native_bound(float(tally.worst[NATIVE])) if against_native else None
+        bound = native_bound(float(tally.worst[NATIVE])) if target.foreign else None
         checks.append(error("gradient error", GRADIENT, bound, TOLERANCE))
     checks += [
         error("zero tail", ZERO_TAIL, if_held(max(ZERO_TAIL_BOUND, shared)), 0.0),

@@ -14,7 +14,6 @@ import sys
 import time
 from collections.abc import Sequence
 from importlib.metadata import version
-from pathlib import Path
 from typing import NoReturn
 
 from invref.errors import InputError, InvrefError
@@ -41,7 +40,7 @@ def parser() -> argparse.ArgumentParser:
 
     faults = commands.add_parser("mutants", help="verify the verifier: every planted fault must be caught")
     faults.add_argument("names", nargs="*", metavar="NAME", help="faults to plant (default: all)")
-    faults.add_argument("--json", type=Path, metavar="PATH", help="write the results to PATH")
+    faults.add_argument("--json", type=document.json_path, metavar="PATH", help="write the results to PATH")
     faults.set_defaults(run=_mutants)
     return result
 

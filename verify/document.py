@@ -58,6 +58,13 @@ def check_writable(path: Path) -> None:
         raise OutputError(f"cannot write {path} ({error.strerror}): name a file in a folder you may write") from None
 
 
+def json_path(text: str) -> Path:
+    """The path after --json; OutputError where its name is that of a text."""
+    if text.lower().endswith((".md", ".html")):
+        raise OutputError(f"cannot write records to {text}: --json takes the name of a .json file")
+    return Path(text)
+
+
 def write(path: Path, content: Mapping[str, Any], seconds: float) -> None:
     """Writes `content` and the `run` in one step: a reader sees the old file or the new one."""
     document = {"run": environment(seconds), **content}

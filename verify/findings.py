@@ -88,11 +88,12 @@ def of_paths(target: Target, fmt: Format, oracle: Oracle, paths: list[Path], run
 
 def _bound(target: Target, fmt: Format, oracle: Oracle, total: Tally, floor: float | None) -> float | None:
     """What the worst error was held to, with the gradient's rounding to a 16-bit format."""
+    at = int(total.worst_at[GRADIENT])
+    slope = 0.0 if at == NOWHERE else float(oracle.derivative(np.array([FLOAT32.value(at)], np.float32))[0])
+    size = max(1.0, abs(slope))
+    half = 0.0 if at == NOWHERE else fmt.ulp(slope) / 2 / (size if oracle.relative else 1.0)
     if target.held(fmt.dtype) and floor is not None:
-        bound = checks.floor_bound(fmt, floor)
-        at = int(total.worst_at[GRADIENT])
-        if fmt.bits == 16 and at != NOWHERE:
-            slope = float(oracle.derivative(np.array([FLOAT32.value(at)], np.float32))[0])
-            bound += fmt.ulp(slope) / 2 / (max(1.0, abs(slope)) if oracle.relative else 1.0)
-        return bound
+        return checks.floor_bound(fmt, floor) + (half if fmt.bits == 16 else 0.0)
+    if target.by_formula:
+        return checks.FLOAT32_KERNEL * max(oracle.typical, size) / (size if oracle.relative else 1.0) + half
     return checks.native_bound(float(total.worst[NATIVE])) if target.foreign else None

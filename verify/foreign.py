@@ -10,6 +10,7 @@ Guarantees that what cannot be loaded is an InputError. Must not know how anythi
 from __future__ import annotations
 
 import copy
+import hashlib
 import importlib
 import re
 import shlex
@@ -68,12 +69,13 @@ def external(path: str, *, name: str | None = None, formula: str | None = None, 
         assert truth is not None
         target = Target(
             _identifier(path), truth, native=plain(known, meant), forward=path, codes=codes, options=" ".join(words),
-            known=known is not None, **shared,
+            known=known is not None, by_formula=True, **shared,
         )  # fmt: skip
     else:
         raise InputError(f"--target {path} needs what it computes: name an activation, or give --formula TEXT")
     if meant:
-        return replace(target, gradient=meant, codes=None, native=plain(known_forward(target), meant))
+        native = plain(known_forward(target), meant)
+        return replace(target, gradient=meant, codes=None, native=native, by_formula=True)
     return target
 
 
@@ -95,7 +97,7 @@ def from_text(text: str) -> Target:
     activation = from_formula(text)
     forward = f"float64 evaluation, rounded once; torch {torch.__version__}"
     return Target(
-        _identifier(activation.formula.name),
+        f"{_identifier(text)}_{hashlib.sha256(activation.formula.text.encode()).hexdigest()[:6]}",
         activation.formula,
         activation,
         activation.native,
@@ -109,7 +111,7 @@ def from_text(text: str) -> Target:
 
 
 def plain(formula: Formula | None, gradient: Formula | None = None) -> Layer:
-    """The formula as anybody would write it, in the tensor's own dtype: the native baseline of a foreign target."""
+    """The formula as anybody would write it, step by step in the tensor's own dtype: told beside a foreign target."""
     if gradient is None:
         assert formula is not None
         known = formula

@@ -13,6 +13,7 @@ import shutil
 import signal
 import sys
 import time
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -29,6 +30,7 @@ from verify.record import Record
 from verify.targets import Target
 
 MOST_SAMPLES = 100_000_000
+DTYPES = ["bfloat16", "float16", "float32"]
 NATIVE_RESULTS = Path("reports") / "native.json"
 Result = TypeVar("Result")
 
@@ -41,7 +43,7 @@ def add_to(commands: Any) -> None:
     )
     gradient.add_argument("--all", action="store_true", help="every activation")
     gradient.add_argument(
-        "--dtype", nargs="+", default=["bfloat16", "float16", "float32"], metavar="DTYPE",
+        "--dtype", nargs="+", default=DTYPES, metavar="DTYPE",
         help=f"formats ({', '.join(formats.FORMATS)}; default: bfloat16 float16 float32)",
     )  # fmt: skip
     gradient.add_argument("--device", default="cpu", help="where the layer runs (cpu)")
@@ -56,9 +58,9 @@ def add_to(commands: Any) -> None:
         "--gradient-formula", metavar="TEXT", help="what the gradient of --target is meant to be, if not f'"
     )
     gradient.add_argument(
-        "--native", action="store_true", help="measure the framework's own layers; with --all write reports/native.md"
+        "--native", action="store_true", help="measure the framework's own layers; all by default: reports/native.md"
     )
-    gradient.add_argument("--json", type=Path, metavar="PATH", help="write the records to PATH")
+    gradient.add_argument("--json", type=document.json_path, metavar="PATH", help="write the records to PATH")
     gradient.add_argument("--state", type=Path, metavar="DIR", help="where finished parts of a run are kept")
     gradient.add_argument("--fresh", action="store_true", help="forget the finished parts of an interrupted run")
     gradient.set_defaults(run=run)
@@ -66,9 +68,10 @@ def add_to(commands: Any) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Runs the subcommand and returns its exit code."""
-    path = _output(options)
     requests = _requests(options)
     shard = _shard(options.shard)
+    whole = _whole_native(options)
+    path = NATIVE_RESULTS if whole else options.json
     if options.samples is not None and not 1 <= options.samples <= MOST_SAMPLES:
         raise InputError(f"cannot check {options.samples} samples: ask for 1 or more, up to {MOST_SAMPLES:,}")
     if options.device != "cpu":
@@ -100,8 +103,8 @@ def run(options: argparse.Namespace) -> int:
         return INTERRUPTED
     if path:
         document.write_records(path, records, time.monotonic() - start)
-        if options.native:
-            native.write(path)
+    if whole:
+        native.write(NATIVE_RESULTS, NATIVE_RESULTS.with_suffix(".md"))
     report.show(records)
     if state and shard == (1, 1) and options.samples is None:
         # Only now: a run interrupted at its last activation must not lose the first ones.
@@ -131,23 +134,27 @@ def _one_interrupt() -> Iterator[None]:
 def _foreign(run: Callable[[], Result]) -> Result:
     """A run of somebody else's function: whatever that raises is bad input, not a crash of ours."""
     try:
-        return run()
+        with warnings.catch_warnings():
+            # The framework's, before the error that follows.
+            warnings.filterwarnings("ignore", "Converting a tensor with requires_grad=True to a scalar")
+            return run()
     except InvrefError:
         raise
     except (Exception, SystemExit) as error:
         raise InputError(f"the target raised {type(error).__name__}: {error}; try it on a tensor by itself") from error
 
 
-def _output(options: argparse.Namespace) -> Path | None:
-    """Where the records go: the framework's table has a place of its own."""
-    chosen: Path | None = options.json
-    if chosen is None and options.native and options.all and options.input is None:
-        return NATIVE_RESULTS
-    return chosen
+def _whole_native(options: argparse.Namespace) -> bool:
+    """Whether this is the run behind the framework's table, whose place is reports/: everything, on every input."""
+    partial = options.names or options.json or options.input is not None or options.samples is not None
+    return options.native and options.all and not partial and options.dtype == DTYPES and options.shard == "1/1"
 
 
 def _requests(options: argparse.Namespace) -> list[tuple[Target, str]]:
     """The (target, format) pairs asked for, each once, grouped by activation."""
+    for option in ("target", "formula", "gradient_formula"):
+        if getattr(options, option) is not None and not getattr(options, option).strip():
+            raise InputError(f"--{option.replace('_', '-')} is empty: give a text after it, or leave it out")
     if options.native and (options.target or options.formula):
         raise InputError("--native measures the framework's own layers: leave out --target and --formula")
     if options.gradient_formula and not options.target:

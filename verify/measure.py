@@ -58,6 +58,8 @@ def frame_of(oracle: Oracle, part: Range, fmt: Format, target: Target | None = N
     frame = Frame(part.slope, oracle.gradient is None, *counted, left, right, *rounding, oracle.relative)
     if target is None:
         return frame
+    if target.by_formula and not target.held(fmt.dtype):
+        frame = frame._replace(half_ulp=half, least_half_ulp=half * 2.0**fmt.emin, typical=oracle.typical)
     if measures_forward(target):
         frame = frame._replace(ulp=2 * half, least_ulp=2 * half * 2.0**fmt.emin, beyond=2.0 ** (fmt.emax + 1))
     return frame._replace(identical=target.own(fmt.dtype), itself=native and target.layer is target.native)

@@ -1,12 +1,14 @@
 """The accuracy table of the framework's own activations, forward and backward, as Markdown beside its records.
 
-`invref-verify gradient --native --all` measures and writes both; `python -m verify.native` writes the Markdown again
-from reports/native.json. Must not measure anything, and holds no date: the same records give the same bytes.
+`invref-verify gradient --native --all` measures everything and writes both; `python -m verify.native [RESULTS OUT]`
+writes the Markdown again, from reports/native.json to reports/native.md or from any records to any file. Must not
+measure anything, and holds no date: the same records give the same bytes.
 """
 
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -70,13 +72,13 @@ def _nonfinite(record: Record) -> str:
     return f"{found.measured:,.0f}, first at {_at(found.worst)}"
 
 
-def write(results: Path) -> Path:
-    """Writes the table of the records in `results` beside them, and returns its path."""
+def write(results: Path, out: Path) -> None:
+    """Writes the table of the records in `results` to `out`."""
     run = json.loads(results.read_text(encoding="utf-8"))["run"]
-    path = results.with_suffix(".md")
-    path.write_text(table(document.read(results), run), encoding="utf-8")
-    return path
+    document.write_text(out, table(document.read(results), run))
 
 
 if __name__ == "__main__":
-    write(RESULTS)
+    if len(sys.argv) not in (1, 3):
+        sys.exit("python -m verify.native [RESULTS.json OUT.md]")
+    write(*map(Path, sys.argv[1:]) if sys.argv[1:] else (RESULTS, RESULTS.with_suffix(".md")))

@@ -143,6 +143,12 @@ class Oracle:
         unsettled = grid[~settled]
         return float(unsettled[0]), float(unsettled[-1])
 
+    @cached_property
+    def typical(self) -> float:
+        """The size of the numbers that a kernel adds up to f': the largest |f'| of |x| ≤ 4, and at least 1."""
+        slopes = np.abs(self.derivative(np.linspace(-4, 4, 1025, dtype=np.float32)))
+        return float(np.max(slopes, initial=1.0, where=np.isfinite(slopes)))
+
     def derivative(self, x: NDArray[np.float32]) -> NDArray[np.float64]:
         """f'(x), within `TOLERANCE`, for finite x of shape (n,)."""
         return looked_up(self.slopes, x)

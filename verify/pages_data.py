@@ -16,6 +16,9 @@ from verify.targets import Target
 
 Data = dict[str, Any]
 
+KIND = "invref report 1"
+"""Marks a data file as ours."""
+
 _TIMED = ("date", "seconds")
 
 
@@ -28,6 +31,7 @@ def build(target: Target, oracle: Oracle, records: Sequence[Record], run: Mappin
         facts = pages_facts.of(target)
         turns = [mark for mark in facts["landmarks"] if mark["kind"] == "turning"]
         data: Data = {
+            "kind": KIND,
             "activation": target.name,
             "label": target.label,
             "scale": scale,

@@ -94,6 +94,11 @@ class Record:
         return [check for check in self.checks if not check.holds]
 
     @property
+    def bounded(self) -> list[Check]:
+        """The checks that could fail; the others only tell what was measured."""
+        return [check for check in self.checks if check.bound is not None]
+
+    @property
     def passed(self) -> bool:
         """Whether the verdict is one that bounds the error, and every check holds."""
         return self.verdict in ("proved", "exhausted", "sampled") and not self.failures

@@ -103,9 +103,15 @@ def show(records: Sequence[Record]) -> None:
     screen = console()
     screen.print(table(records, screen.width))
     print(*worst_lines(records), *violations(records), sep="\n")
-    checks = sum(len(record.checks) for record in records)
-    failures = sum(len(record.failures) for record in records)
-    print(f"{checks - failures} of {checks} checks hold over {sum(record.inputs for record in records):,} inputs")
+    print(f"{held(records)} over {sum(record.inputs for record in records):,} inputs")
+
+
+def held(records: Sequence[Record]) -> str:
+    """How many of the checks that have a bound hold, and how many others only tell a measurement."""
+    bounded = [check for record in records for check in record.bounded]
+    told = sum(len(record.checks) for record in records) - len(bounded)
+    measured = f" ({told} more measured only)" if told else ""
+    return f"{sum(check.holds for check in bounded)} of {len(bounded)} checks hold{measured}"
 
 
 def worst_lines(records: Sequence[Record]) -> list[str]:

@@ -43,7 +43,7 @@ def add_to(commands: Any) -> None:
         "--samples", type=int, default=SAMPLES, metavar="N",
         help=f"inputs checked in float32 ({SAMPLES:,}); the 16-bit formats are checked whole",
     )  # fmt: skip
-    parser.add_argument("--json", type=Path, metavar="PATH", help="write the records to PATH as well")
+    parser.add_argument("--json", type=document.json_path, metavar="PATH", help="write the records to PATH as well")
     parser.set_defaults(run=run)
 
 
@@ -52,16 +52,20 @@ def run(options: argparse.Namespace) -> int:
     dtypes = [formats.get(name).name for name in options.dtype or ()]
     if not 1 <= options.samples <= MOST_SAMPLES:
         raise InputError(f"cannot check {options.samples} samples: ask for 1 or more, up to {MOST_SAMPLES:,}")
+    targets = _targets(options)
     former = _former(options.records) if options.records else None
+    taken = {target.name: _chosen(former[0], target, dtypes) for target in targets} if former else {}
+    for target in targets:
+        _not_anothers(options.out / f"{target.name}.json", target)
     _prepare(options.out)
     if options.json:
         document.check_writable(options.json)
     start = time.monotonic()
     everything: list[Record] = []
     with Bar() as bar:
-        for target in _targets(options):
+        for target in targets:
             if former:
-                records, origin = _chosen(former, target, dtypes), former[1]
+                records, origin = taken[target.name], former[1]
             else:
                 records = []
                 for dtype in dtypes or DTYPES:
@@ -99,11 +103,31 @@ def reports_in(folder: Path) -> list[Run]:
     """The data of the reports in a folder, in the catalogue's order and others by name."""
     found = {}
     for path in sorted(folder.glob("*.json")):
-        data = json.loads(path.read_text(encoding="utf-8"))
-        if isinstance(data, dict) and "curves" in data:
+        data = _data(path)
+        if data is not None:
             found[path.stem] = data
     order = {name: place for place, name in enumerate(TARGETS)}
     return [found[name] for name in sorted(found, key=lambda name: (order.get(name, len(order)), name))]
+
+
+def _data(path: Path) -> Run | None:
+    """The data of a report; None where the file is somebody else's."""
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return data if isinstance(data, dict) and data.get("kind") == pages_data.KIND else None
+
+
+def _not_anothers(path: Path, target: Target) -> None:
+    """InputError where the data file would replace a file that is no report, or the report of another formula."""
+    if not path.exists():
+        return
+    data = _data(path)
+    if data is None:
+        raise InputError(f"{path} is no report: move it, or name another folder with --out")
+    if target.role == "formula" and data["formula"] != target.formula.text:
+        raise InputError(f"{path} reports another formula, {data['formula'][:60]}: give another --name or --out")
 
 
 def to_text(data: Run) -> str:
@@ -119,6 +143,8 @@ def _targets(options: argparse.Namespace) -> list[Target]:
     if options.formula is not None:
         if options.names or options.all:
             raise InputError("--formula reports one formula: leave out the names and --all")
+        if not options.formula.strip():
+            raise InputError("--formula is empty: give a text after it, or leave it out")
         target = foreign.from_text(options.formula)
         name = options.name or target.name
         if not re.fullmatch(r"\w{1,60}", name) or name in (*TARGETS, "index", "gradient", "native"):
@@ -150,14 +176,25 @@ def _former(path: Path) -> tuple[list[Record], Run]:
     return records, run_of
 
 
-def _chosen(former: tuple[list[Record], Run], target: Target, dtypes: Sequence[str]) -> list[Record]:
+def _chosen(former: Sequence[Record], target: Target, dtypes: Sequence[str]) -> list[Record]:
     order = list(formats.FORMATS)
-    records = [r for r in former[0] if r.activation == target.name and (not dtypes or r.dtype in dtypes)]
+    named = [r for r in former if r.activation == target.name and (not dtypes or r.dtype in dtypes)]
+    records = [r for r in named if _is_of(r, target)]
+    if named and not records:
+        raise InputError(
+            f"the records of {target.name} are of {named[0].target}, not of {target.label}: run gradient --json on that"
+        )
     missing = [dtype for dtype in dtypes if dtype not in {record.dtype for record in records}]
     if missing or not records:
         what = f"{target.name} in {', '.join(missing)}" if missing else target.name
         raise InputError(f"the records say nothing of {what}: leave out --records, or run gradient on it with --json")
     return sorted(records, key=lambda record: order.index(record.dtype))
+
+
+def _is_of(record: Record, target: Target) -> bool:
+    """Whether a record is of this very layer: neither the framework's own, nor someone's, nor of another formula."""
+    ours = record.decoder not in ("native", "foreign")
+    return ours and (record.target, record.formula) == (target.label, target.formula.text)
 
 
 def _prepare(folder: Path) -> None:

@@ -35,10 +35,11 @@ class Frame(NamedTuple):
     `slope` is the sign of f' there, 0 where f is constant, and counts only if `signed`; y of ordinals low ≤ o ≤ high
     count for the decoder error; x < left and x > right are tails, where f' is within `tail` of 0 or 1; half an ulp of a
     gradient in [2^e, 2^(e+1)) is `half_ulp` 2^e, at least `least_half_ulp` (with 0 for `half_ulp` there is no
-    BEYOND_ROUNDING). With `relative`, errors are divided by max(1, |f'|), and inputs with an infinite y are no part of
-    them. With `identical`, gradients are compared with the framework's bit for bit. An ulp of an output in
-    [2^e, 2^(e+1)) is `ulp` 2^e, at least `least_ulp`, and ±infinity counts as ±`beyond` (with 0 for `ulp` the forward
-    is not measured). With `itself`, the layer is the framework's own and need not be compared with that.
+    BEYOND_ROUNDING), which is divided by max(`typical`, |f'|) instead where `typical` is not 0. With `relative`, errors
+    are divided by max(1, |f'|), and inputs with an infinite y are no part of them. With `identical`, gradients are
+    compared with the framework's bit for bit. An ulp of an output in [2^e, 2^(e+1)) is `ulp` 2^e, at least `least_ulp`,
+    and ±infinity counts as ±`beyond` (with 0 for `ulp` the forward is not measured). With `itself`, the layer is the
+    framework's own and need not be compared with that.
     """
 
     slope: float
@@ -56,6 +57,7 @@ class Frame(NamedTuple):
     beyond: float = 0.0
     itself: bool = False
     tail: float = TAIL
+    typical: float = 0.0
 
 
 @dataclass
@@ -232,6 +234,9 @@ def scan(
                 half = frame.least_half_ulp if half < frame.least_half_ulp else half
                 half = half / scale[i] if frame.relative else half
                 beyond = error[i] - half
+                if frame.typical:
+                    size = abs(slopes[i])
+                    beyond *= scale[i] / (frame.typical if size < frame.typical else size)
                 part[i] = abs(0.0 if beyond < 0.0 else beyond)
             _keep(part, n, xbits, BEYOND_ROUNDING, worst, worst_at)
 

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from invref.formats import Format
+from invref.pieces import landmarks
 from verify.checks import DECODER_BOUND
 from verify.oracle import TAIL, TOLERANCE, Oracle
 from verify.targets import Target
@@ -19,8 +20,8 @@ from verify.targets import Target
 def sharing(ordinal: int, target: Target, fmt: Format, oracle: Oracle) -> list[int]:
     """An input, and those farthest from it on both sides that give the same output with the same side code.
 
-    An input at a jump may have the code of the piece on its left or on its right. Only the input itself where the
-    target does not state its codes.
+    An input at a jump, or exactly at the end of a piece (as both zeros are for x*x), may have the code of the piece on
+    its left or on its right. Only the input itself where the target does not state its codes.
     """
     if target.codes is None:
         return [ordinal]
@@ -28,6 +29,9 @@ def sharing(ordinal: int, target: Target, fmt: Format, oracle: Oracle) -> list[i
     for edge in oracle.edges(fmt):
         if edge.first <= ordinal < edge.stop:
             sides |= {target.codes[oracle.piece_at(fmt, near)] for near in (edge.first - 1, edge.stop)}
+    for index, mark in enumerate(landmarks(target.formula)):
+        if float(mark.x) == fmt.value(ordinal):
+            sides |= {target.codes[index], target.codes[index + 1]}
     ends = (fmt.first_ordinal, fmt.largest_ordinal)
     return [ordinal, *(_farthest(ordinal, end, sides, target, fmt, oracle) for end in ends)]
 
@@ -56,7 +60,7 @@ def _farthest(ordinal: int, end: int, sides: set[int], target: Target, fmt: Form
     def same(other: int) -> bool:
         if codes[oracle.piece_at(fmt, other)] not in sides:
             return False
-        y = target.native(torch.cat([fmt.tensor(ordinal, 1), fmt.tensor(other, 1)]))
+        y = target.layer(torch.cat([fmt.tensor(ordinal, 1), fmt.tensor(other, 1)]))
         return bool(y[0] == y[1])
 
     inside, outside = (end, end) if same(end) else (ordinal, end)

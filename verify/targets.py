@@ -30,11 +30,13 @@ OWN = "torch's own"
 class Target:
     """A layer to verify: elementwise, differentiable, and meant to compute `formula`.
 
-    `native` is the framework's own layer, whose forward a row must repeat bit for bit; `label` says what `layer` is
-    and `forward` which kernel computes y, since the error floor belongs to that kernel. `codes` are the side codes of
-    the pieces of f, from the left, where the layer keeps its output and those; None where it may keep what it likes.
-    With `gradient`, a formula whose values the gradient is meant to have, it need not be f'; with `known` false
-    nothing is known of the forward. `options` are the words of the command line that choose this target.
+    `native` is the framework's own layer, whose forward a row must repeat bit for bit; `label` says what `layer` is and
+    `forward` which kernel computes y, since the error floor belongs to that kernel. `codes` are the side codes of the
+    pieces of f, from the left, where the layer keeps its output and those; None where it may keep what it likes. With
+    `gradient`, a formula whose values the gradient is meant to have, it need not be f'; with `known` false nothing is
+    known of the forward. `by_formula` says that a foreign layer is held to the values of a formula, rounded once, since
+    `native` then is that formula evaluated step by step and proves nothing. `options` are the words of the command line
+    that choose this target.
     """
 
     name: str
@@ -49,6 +51,7 @@ class Target:
     gain: str = ""
     gradient: Formula | None = None
     known: bool = True
+    by_formula: bool = False
     options: str = ""
 
     @property

@@ -55,7 +55,11 @@ class Tables:
 
 def _linear(cell: Cell, exponent: int) -> list[float]:
     """base + slope * d on one octave, as a polynomial of its z; biased exponent 0 holds zero and the subnormals."""
-    middle, width = (0.5, 2.0**-126) if exponent == 0 else (1.5, 2.0 ** (exponent - 127))
+    if exponent == 0:
+        # Rounded once and then doubled: at d = 0, where z = -1/2, both cancel and leave base.
+        half = float(np.float32(cell.slope * 2.0**-127))
+        return [cell.base + half, 2 * half, *[0.0] * (TERMS - 2)]
+    middle, width = 1.5, 2.0 ** (exponent - 127)
     return [cell.base + cell.slope * middle * width, cell.slope * width, *[0.0] * (TERMS - 2)]
 
 

@@ -11,7 +11,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache, partial
+from functools import lru_cache, partial, wraps
+from typing import Concatenate, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
@@ -26,8 +27,8 @@ from invref.kernels.scheme import BitsOnly, Coded, CodeOf, Gradient, Scheme
 
 FORMS = 256
 """How many activations with different parameters are remembered."""
-TABLES = 64
-"""How many of their tables."""
+TABLES = 16
+"""How many of their tables, of a quarter or half a MiB each; of learnt parameters only the latest."""
 CLOSED, TABLE = "closed form", "table of all codes"
 
 keep = lru_cache(maxsize=FORMS)
@@ -38,7 +39,8 @@ class Form:
     """An activation with its parameters.
 
     slope: f' in float64; gradient: f' from float32 or float64 outputs and side codes; turning: (x*, y*) of a smooth
-    turning point, around which float32 outputs are decoded by table.
+    turning point, around which float32 outputs are decoded by table; slices: whether the forward's scalar tail may
+    round otherwise than its vector code; shares: df/dp of each learnt parameter p in float64.
     """
 
     forward: Forward
@@ -49,6 +51,8 @@ class Form:
     breaks: tuple[float, ...] = ()
     turning: tuple[float, float] | None = None
     kind: str = CLOSED
+    slices: bool = True
+    shares: tuple[Slope, ...] = ()
 
     def scheme(self, dtype: torch.dtype) -> Coded:
         """How tensors of this dtype are decoded."""
@@ -61,20 +65,45 @@ class Form:
         return Coded(self.kind, gradient, self.bits, self.code_of)
 
 
-@lru_cache(maxsize=TABLES)
-def _table(form: Form, dtype: torch.dtype, device: torch.device) -> Tensor:
-    return codes.table(form.forward, form.slope, form.code_of, 1 << form.bits, dtype, device, form.breaks)
+Where = ParamSpec("Where")
+Made = TypeVar("Made")
 
 
-@lru_cache(maxsize=TABLES)
+def _kept(make: Callable[Concatenate[Form, Where], Made]) -> Callable[Concatenate[Form, Where], Made]:
+    """Remembers what was made for a form; where parameters are learnt, so that it serves one step, only the latest."""
+    lasting = lru_cache(maxsize=TABLES)(make)
+    latest: dict[object, tuple[Form, Made]] = {}
+
+    @wraps(make)
+    def kept(form: Form, /, *args: Where.args, **kwargs: Where.kwargs) -> Made:
+        if not form.shares:
+            return lasting(form, *args, **kwargs)  # type: ignore[arg-type]
+        held = latest.get(args)
+        if held is None or held[0] is not form:
+            held = latest[args] = (form, make(form, *args, **kwargs))
+        return held[1]
+
+    return kept
+
+
+@_kept
+def tables(form: Form, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """The tables of f' and of the shares, of shape (1 + shares, sides, 65536)."""
+    wanted = (form.slope, *form.shares)
+    sides = 1 << form.bits
+    return codes.tables(form.forward, wanted, form.code_of, sides, dtype, device, form.breaks, form.slices)
+
+
+@_kept
 def lowest(form: Form, device: torch.device) -> codes.Lowest:
     """The table around the turning value of a form that has one."""
     assert form.turning is not None
-    return codes.lowest(form.forward, form.slope, form.code_of, 1 << form.bits, *form.turning, device)
+    sides = 1 << form.bits
+    return codes.lowest(form.forward, form.slope, form.code_of, sides, *form.turning, device, slices=form.slices)
 
 
 def _by_table(form: Form, dtype: torch.dtype, y: Tensor, side: Tensor | None) -> Tensor:
-    return codes.look_up(_table(form, dtype, y.device), y, side)
+    return codes.look_up(tables(form, dtype, y.device)[0], y, side)
 
 
 def _with_lowest(form: Form, y: Tensor, side: Tensor | None) -> Tensor:
@@ -82,16 +111,34 @@ def _with_lowest(form: Form, y: Tensor, side: Tensor | None) -> Tensor:
     return lowest(form, y.device).replace(form.gradient(y, side), y, side)
 
 
+def finite(name: str, **parameters: float) -> None:
+    """FormulaError for infinite parameters and NaN, of which outputs tell nothing."""
+    for key, value in parameters.items():
+        if not math.isfinite(value):
+            raise FormulaError(f"{name} with {key}={value} has no decoder: use a finite {key}, or torch's own layer")
+
+
 # Exponential units
+
+
+STEEPEST = 1024.0
+"""The largest slope of an exponential unit at 0: the gradient's error, relative to it, is an ulp of 1."""
 
 
 @keep
 def elu(alpha: float, scale: float = 1.0, input_scale: float = 1.0, forward: Forward | None = None) -> Form:
     """torch's ELU and its kin: scale * x, and on the left scale * alpha * expm1(input_scale * x).
 
-    Left outputs are above 0 where alpha * input_scale < 0: then a side bit tells the sides apart.
+    Left outputs are above 0 where alpha * input_scale < 0: then a side bit tells the sides apart. FormulaError for
+    parameters that are not finite, or with a slope at 0 beyond 1024.
     """
+    finite("elu", alpha=alpha)
     total = scale * alpha
+    if abs(total * input_scale) > STEEPEST:
+        raise FormulaError(
+            f"alpha={alpha} makes outputs so large that they lose the gradient: use at most {STEEPEST:.0f} in size, "
+            "or torch's own layer"
+        )
     mixed = alpha * input_scale < 0
 
     def left(y: Tensor) -> Tensor:
@@ -115,7 +162,8 @@ def elu(alpha: float, scale: float = 1.0, input_scale: float = 1.0, forward: For
 
 @keep
 def celu(alpha: float) -> Form:
-    """CELU: x, and on the left alpha * expm1(x / alpha); FormulaError for alpha = 0."""
+    """CELU: x, and on the left alpha * expm1(x / alpha); FormulaError for alpha = 0 and for infinite or NaN alpha."""
+    finite("celu", alpha=alpha)
     if alpha == 0:
         raise FormulaError("celu divides by alpha=0: use another alpha, or relu")
     return elu(alpha, 1.0, 1 / alpha, partial(functional.celu, alpha=alpha))
@@ -136,7 +184,11 @@ SMOOTH = 20.0
 
 @keep
 def softplus(beta: float, threshold: float) -> Form:
-    """Softplus; a threshold below 20 makes outputs ambiguous, which a side bit resolves; FormulaError for beta = 0."""
+    """Softplus; a threshold below 20 makes outputs ambiguous, which a side bit resolves; FormulaError for beta = 0.
+
+    So it is for an infinite beta and NaN.
+    """
+    finite("softplus", beta=beta)
     if beta == 0:
         raise FormulaError("softplus divides by beta=0: use another beta")
     linear = threshold < SMOOTH
@@ -185,7 +237,11 @@ def sqrtsoftplus() -> Form:
 
 @keep
 def laplace(mu: float, sigma: float) -> Form:
-    """The normal distribution function: its density at the quantile; FormulaError for sigma = 0."""
+    """The normal distribution function: its density at the quantile; FormulaError for sigma = 0.
+
+    So it is for infinite parameters and NaN.
+    """
+    finite("laplace", mu=mu, sigma=sigma)
     if sigma == 0:
         raise FormulaError("laplace divides by sigma=0: use another sigma")
 
@@ -284,7 +340,8 @@ def threshold(threshold: float, value: float, dtype: torch.dtype) -> Scheme:
     def above(v: Tensor) -> Tensor:
         return ~((v if v.dtype == torch.float64 else v.float()) <= threshold)
 
-    if _rounded(value, dtype) > (threshold if dtype == torch.float64 else _single(threshold)):
+    # A value of NaN, which is not below the threshold either, takes the side bit.
+    if not _rounded(value, dtype) <= (threshold if dtype == torch.float64 else _single(threshold)):
         return BitsOnly((0.0, 1.0), above)
     return _exactly(above)
 
@@ -297,7 +354,12 @@ def hardsigmoid() -> Scheme:
 
 @keep
 def hardshrink(lambd: float) -> Scheme:
-    """0 where the output is 0, else 1; always 1 for a negative lambd, which shrinks nothing."""
+    """0 where the output is 0, else 1; always 1 for a negative lambd, which shrinks nothing.
+
+    FormulaError for NaN, with which torch's vector code and its scalar code differ.
+    """
+    if math.isnan(lambd):
+        finite("hardshrink", lambd=lambd)
     return _exactly(lambda y: torch.ones_like(y) if lambd < 0 else y != 0)
 
 

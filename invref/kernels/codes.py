@@ -54,25 +54,41 @@ def table(
     Inputs equal to a break count only where no other input gives the same code. Codes that no input gives are
     interpolated between their neighbours. The value is finite for every code that a finite input gives.
     """
+    return tables(forward, (slope,), code_of, sides, dtype, device, breaks, slices)[0]
+
+
+def tables(
+    forward: Forward,
+    slopes: Sequence[Slope],
+    code_of: CodeOf | None,
+    sides: int,
+    dtype: torch.dtype,
+    device: torch.device | str = "cpu",
+    breaks: Sequence[float] = (),
+    slices: bool = True,
+) -> Tensor:
+    """`table` for several functions of the input in one pass: float32 of shape (len(slopes), sides, 65536)."""
     fmt = BY_DTYPE[dtype]
     x = fmt.tensor(fmt.first_ordinal, fmt.finite_count).to(device)
-    derivative = _finite(slope(x.double()))
     at_break = torch.isin(x.double(), torch.tensor(breaks, dtype=torch.float64, device=x.device))
     outputs = (
         (forward(x), torch.cat([forward(part) for part in x.split(SLICE)])) if slices and x.is_cpu else (forward(x),)
     )
     cells = [(y.view(torch.uint16).to(torch.int64) + PATTERNS * _codes(code_of, x)).cpu().numpy() for y in outputs]
-    slopes: Array = derivative.cpu().numpy()
     aside = at_break.cpu().numpy()
-    least, most = _extremes(sides * PATTERNS, [c[~aside] for c in cells], slopes[~aside])
-    if aside.any():
-        others = _extremes(sides * PATTERNS, [c[aside] for c in cells], slopes[aside])
-        empty = least > most
-        least[empty], most[empty] = others[0][empty], others[1][empty]
-    values = _middles(least, most, fmt).reshape(sides, PATTERNS)
-    _fill(values, fmt)
-    _special(values, least <= most, forward, slope, code_of, fmt, x.device)
-    return torch.from_numpy(values.astype(np.float32)).to(device)
+    made = []
+    for slope in slopes:
+        derivative: Array = _finite(slope(x.double())).cpu().numpy()
+        least, most = _extremes(sides * PATTERNS, [c[~aside] for c in cells], derivative[~aside])
+        if aside.any():
+            others = _extremes(sides * PATTERNS, [c[aside] for c in cells], derivative[aside])
+            empty = least > most
+            least[empty], most[empty] = others[0][empty], others[1][empty]
+        values = _middles(least, most, fmt).reshape(sides, PATTERNS)
+        _fill(values, fmt)
+        _special(values, least <= most, forward, slope, code_of, fmt, x.device)
+        made.append(torch.from_numpy(values.astype(np.float32)).to(device))
+    return torch.stack(made)
 
 
 def decode(table: Tensor, dy: Tensor, y: Tensor, codes: Tensor | None) -> Tensor:
@@ -183,18 +199,19 @@ def _middles(least: Array, most: Array, fmt: Format) -> Array:
     its sign where that costs no more than the error floor does elsewhere, or nothing that counts.
     """
     largest = fmt.value(fmt.largest_ordinal)
-    with np.errstate(invalid="ignore"):
-        middle = np.clip(least / 2 + most / 2, -largest, largest)
-        middle[least > most] = np.nan
-        overflowed = np.isin(np.arange(len(least)) % PATTERNS, _infinities(fmt))
-        floor = np.max((most / 2 - least / 2)[(least <= most) & ~overflowed], initial=NOTHING)
-        closest, farthest = np.minimum(abs(least), abs(most)), np.maximum(abs(least), abs(most))
-        tail = (closest <= fmt.ulp(0.0) / 2) & (farthest <= floor)
-        return np.where(tail & (least <= most) & (least * most >= 0), np.copysign(0.0, middle), middle)
-
-
-def _infinities(fmt: Format) -> list[int]:
-    return [fmt.pattern(fmt.largest_ordinal) + 1, fmt.pattern(fmt.first_ordinal) + 1]
+    values = np.full(len(least), np.nan)
+    filled = np.flatnonzero(least <= most)
+    least, most = least[filled], most[filled]
+    middle = np.clip(least / 2 + most / 2, -largest, largest)
+    pattern = filled % PATTERNS
+    overflowed = (pattern == fmt.pattern(fmt.largest_ordinal) + 1) | (pattern == fmt.pattern(fmt.first_ordinal) + 1)
+    # Relative to the derivative where it is above 1, lest that of an unbounded activation makes everything small.
+    half = (most / 2 - least / 2) / np.maximum(abs(middle), 1)
+    floor = np.max(half[~overflowed], initial=NOTHING)
+    closest, farthest = np.minimum(abs(least), abs(most)), np.maximum(abs(least), abs(most))
+    tail = (closest <= fmt.ulp(0.0) / 2) & (farthest <= floor) & (least * most >= 0)
+    values[filled] = np.where(tail, np.copysign(0.0, middle), middle)
+    return values
 
 
 def _fill(values: Array, fmt: Format) -> None:

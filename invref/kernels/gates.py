@@ -120,6 +120,9 @@ def _clipped(low: float, high: float) -> Form:
 
 def clipped_gelu(low: float, high: float, dtype: torch.dtype) -> Scheme:
     """GELU clipped to [low, high]; FormulaError for bounds at which the output does not tell the gradient."""
+    for key, bound in (("min", low), ("max", high)):
+        if math.isnan(bound):
+            closed.finite("gelu_10", **{key: bound})
     if low > high:
         raise FormulaError(f"min={low} is above max={high}: exchange them")
     if low > DIP:
