@@ -20,12 +20,12 @@ RESULTS = Path(__file__).parents[1] / "reports" / "native.json"
 
 TITLE = "# Accuracy of the framework's own activations"
 _TEXT = """\
-Every finite input of each format (where values are marked "≥", only landmarks, their neighbourhoods and a random sample),
-compared with the exact function and its exact derivative. An error of the output is
-in units in the last place (ulp) of the exact value in that format: 0.5 is correct rounding. An error of the gradient is
-|dx - f'(x)| for a `grad_output` of 1, over the inputs where the gradient is finite; those marked * are divided by
-max(1, |f'(x)|), because f' has no bound. A gradient that is infinite or NaN at a finite input is counted apart, with
-the first such input. Inputs are given as the value printed by `float.hex`."""
+Every finite input of each format (where values are marked "≥", only landmarks, their neighbourhoods and a random
+sample), compared with the exact function and its exact derivative. An error of the output is in units in the last
+place (ulp) of the exact value in that format: 0.5 is correct rounding. An error of the gradient is |dx - f'(x)| for a
+`grad_output` of 1, over the inputs where the gradient is finite; those marked * are divided by max(1, |f'(x)|),
+because f' has no bound. A gradient that is infinite or NaN at a finite input is counted apart, with the first such
+input. Inputs are given as the value printed by `float.hex`."""
 
 _HEADER = (
     "activation", "format", "output: worst ulps", "at x", "gradient: worst error", "at x", "non-finite gradients",
