@@ -93,7 +93,8 @@ def test_decoder_error_after_evaluation_in_float32(decoder):
                 truth.append(float(branch.evaluate(z, ARB, 1)))
         got = binned.derivative(tables, torch.tensor(ys), torch.full((200,), code)).double().numpy()
         error = np.abs(got - truth) / np.maximum(1, np.abs(truth))
-        assert error.max() <= 3e-7
+        # The approximation's 2^-22, and half an ulp for each of the last two roundings near 1.
+        assert error.max() <= 2.0**-22 + 2.0**-24
 
 
 def test_readable_reference_agrees():
@@ -101,7 +102,8 @@ def test_readable_reference_agrees():
     got = binned.derivative(binned.tables(decoder), torch.tensor([-0.1, 0.5]), torch.tensor([0, 1]))
     stored = (np.float32(-0.1).item(), 0.5)
     truth = [float(enclosure.derivative_from_output("gelu", y, piece)) for piece, y in enumerate(stored)]
-    assert np.allclose(got.numpy(), truth, rtol=0, atol=2e-7)
+    # The certified bound, and the two roundings of Horner's last step near 1.
+    assert np.allclose(got.numpy(), truth, rtol=0, atol=decoder.bound + 2 * 2.0**-24)
 
 
 def test_tail_keeps_its_sign_down_to_zero():

@@ -25,7 +25,7 @@ def test_codes_and_edges_follow_the_landmarks(gelu):
     assert gelu.codes == (0, 1)
     assert gelu.bits == 1
     (edge,) = gelu.edges
-    assert math.isclose(float(edge.at), float(pieces.turning_points("gelu")[0].x), rel_tol=1e-15)
+    assert math.isclose(float(edge.at), float(pieces.turning_points("gelu")[0].x), rel_tol=2.0**-52)  # one ulp
     assert fit("tanhshrink").codes == (0, 0)
     assert fit("tanhshrink").bits == 0
     assert fit("x*tanh(gelu(x))").codes == (0, 1, 2)
@@ -148,6 +148,7 @@ def test_scaffold_runs_out_to_the_ends():
     distances = [point[1] for point in arc.scaffold]
     assert distances == sorted(distances)
     assert distances[-1] > 128 * math.log(2)
+    # This only places the nodes: what is fitted to them is certified afterwards.
     assert all(math.isclose(float(arc.at(arc.x_at(arc.u_of(d)))[0]), d, rel_tol=1e-2) for d in (1e-9, 1e-3, 1.0, 1e20))
 
 
