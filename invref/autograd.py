@@ -1,23 +1,45 @@
 """The one autograd entry of every layer: y = forward(x), with x forgotten and the gradient decoded from what is kept.
 
-Guarantees that the forward is the one given, bit for bit, that nothing but the returned tensor and the packed side
-codes is kept, that dense tensors of any strides are worked on in memory order, and that a second derivative is an error
-and never a missing term. Must not know activations.
+Guarantees that the forward is the one given, bit for bit; that nothing but the returned tensor, the packed side codes
+and one element more is kept; that dense tensors of any strides are worked on in memory order; and that torch's
+transforms pass: vmap, forward mode and second derivatives, nested in any order. A third derivative is an error, never a
+missing term. Must not know activations.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
+from torch.autograd.function import Function
 
 from invref.errors import InputError, TwiceError
 from invref.formats import BY_DTYPE, FORMATS
 from invref.kernels.scheme import Scheme
 
 Forward = Callable[[Tensor], Tensor]
+Second = Callable[[Tensor, Tensor | None], Tensor]
+"""(outputs (n,), packed side codes) -> f''(x) (n,), in float64 for float64 outputs, else in float32."""
+
+_functorch_active: Callable[[], bool] = getattr(torch._C, "_are_functorch_transforms_active", lambda: True)
+
+
+@dataclass(frozen=True, eq=False)
+class Layer:
+    """What the gradient of an activation with its arguments is decoded from, and how.
+
+    key: a text from which any process makes the same layer; forward: y of x, out of place; scheme, second: for a dtype
+    on a device, and of that dtype: None where f'' is 0 everywhere; `second` raises TwiceError where there is none.
+    """
+
+    key: str
+    forward: Forward
+    scheme: Callable[[torch.dtype, torch.device], Scheme]
+    second: Callable[[torch.dtype, torch.device], Second | None]
 
 
 def checked(name: str, x: Tensor) -> None:
@@ -28,61 +50,203 @@ def checked(name: str, x: Tensor) -> None:
         raise InputError(f"{name} takes {', '.join(FORMATS)}, not {x.dtype}: convert with x.float() first")
 
 
-def inverted(x: Tensor, forward: Forward, scheme: Scheme, inplace: bool = False) -> Tensor:
-    """forward(x), differentiable by `scheme`; with `inplace`, `forward` overwrites x.
+def transformed() -> bool:
+    """Whether a transform of torch.func, or forward mode, may be looking on."""
+    return _functorch_active() or forward_ad._current_level >= 0
+
+
+def wants_gradient(x: Tensor) -> bool:
+    """Whether something may be differentiated by x; torch.func's transforms hide that inside."""
+    return torch.is_grad_enabled() and (x.requires_grad or _functorch_active())
+
+
+def inverted(x: Tensor, forward: Forward, layer: Layer, inplace: bool = False) -> Tensor:
+    """forward(x), differentiable by the layer's scheme; with `inplace`, `forward` overwrites x.
 
     Shape: any. Without a gradient to compute it is the bare forward.
     """
-    if not (torch.is_grad_enabled() and x.requires_grad):
+    if not wants_gradient(x):
         return forward(x)
-    y: Tensor = _Inverted.apply(x, forward, scheme, inplace)  # type: ignore[no-untyped-call]
+    y: Tensor
+    if transformed() or (inplace and x._is_view()):
+        # Autograd has no function of several outputs that writes into a view, nor one that writes under a transform.
+        y = _Inverted.apply(x, layer.forward, layer, False)[0]  # type: ignore[no-untyped-call]
+        return x.copy_(y) if inplace else y
+    y = _apply(x, forward, layer, inplace)[0]  # type: ignore[no-untyped-call]
     return y
 
 
-class _Inverted(torch.autograd.Function):
+class _Inverted(Function):
+    """x -> y, the packed side codes, and y once more.
+
+    The third output is what is kept: y's own memory, but to autograd it is x, so that what a second derivative owes to
+    x reaches it whole. By way of y that would be f''/f' times f', which is 0/0 at a turning point.
+    """
+
     @staticmethod
-    def forward(ctx: Any, x: Tensor, forward: Forward, scheme: Scheme, inplace: bool) -> Tensor:
+    def forward(x: Tensor, forward: Forward, layer: Layer, inplace: bool) -> tuple[Tensor, Tensor | None, Tensor]:
         if inplace:
             # Moves no data, and raises what autograd has against writing into x before anything is written.
             with torch.enable_grad():
                 x.copy_(x)
-            order = memory_order(x)
-            packed = scheme.pack(flat(x, order))
+            packed = layer.scheme(x.dtype, x.device).pack(flat(x, memory_order(x)))
             y = forward(x)
-            ctx.mark_dirty(x)
         else:
             y = forward(x)
-            order = memory_order(y)
-            packed = scheme.pack(flat(x, order))
-        ctx.save_for_backward(y if scheme.keeps_output else None, packed)
-        ctx.scheme, ctx.order = scheme, order
-        return y
+            # Under autocast the forward may return another dtype than it was given.
+            source = x if y.dtype == x.dtype else x.to(y.dtype)
+            packed = layer.scheme(y.dtype, y.device).pack(flat(source, memory_order(y)))
+        return y, packed, y.detach()
 
     @staticmethod
-    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
-        y, packed = ctx.saved_tensors
-        dx: Tensor = _Decode.apply(dy, y, packed, ctx.scheme, ctx.order)  # type: ignore[no-untyped-call]
-        return dx, None, None, None
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Any, ...]) -> None:
+        x, _, layer, inplace = inputs
+        _, packed, kept = output
+        if inplace:
+            ctx.mark_dirty(x)
+        order = None
+        if not _functorch_active():
+            order = memory_order(kept)
+            if not layer.scheme(kept.dtype, kept.device).keeps_output:
+                kept = None
+        _keep(ctx, (kept, packed), (layer, order))
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor | None, _: None, through: Tensor | None) -> tuple[Tensor | None, ...]:
+        if dy is None:
+            return through, None, None, None
+        dx: Tensor
+        if torch.is_grad_enabled() or transformed():
+            dx = _Decode.apply(dy, *ctx.saved_tensors, *ctx.rest)  # type: ignore[no-untyped-call]
+        else:
+            dx = decode(dy, *ctx.saved_tensors, *ctx.rest)
+        return dx if through is None else dx + through, None, None, None
+
+    @staticmethod
+    def jvp(ctx: Any, tangent: Tensor, *_: None) -> tuple[Tensor | None, ...]:
+        dy: Tensor = _Decode.apply(tangent, *ctx.saved_tensors, *ctx.rest)  # type: ignore[no-untyped-call]
+        return dy, None, tangent.clone()
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[int | None, ...], *args: Any) -> tuple[Any, ...]:
+        # Pointwise: the batched tensor is one tensor, and its side codes are packed all together.
+        at = in_dims[0]
+        return _Inverted.apply(*args), (at, None, at)  # type: ignore[no-untyped-call]
 
 
-class _Decode(torch.autograd.Function):
-    """dx = dy * g. A node of its own, so that differentiating it again is an error and never a missing term."""
+_apply = super(Function, _Inverted).apply
+"""Without torch.func's transforms there are no default arguments to bind, which costs as much as all the rest."""
+
+
+class _Decode(Function):
+    """dx = dy * f'(x): linear in dy, and in x by `kept`."""
 
     @staticmethod
     def forward(
-        ctx: Any, dy: Tensor, y: Tensor | None, packed: Tensor | None, scheme: Scheme, order: list[int]
+        dy: Tensor, kept: Tensor | None, packed: Tensor | None, layer: Layer, order: list[int] | None
     ) -> Tensor:
-        decoded = scheme.backward(flat(dy, order), None if y is None else flat(y, order), packed)
-        inverse = sorted(range(dy.dim()), key=order.__getitem__)
-        return decoded.view([dy.shape[axis] for axis in order]).permute(inverse)
+        return decode(dy, kept, packed, layer, order)
 
     @staticmethod
-    def backward(ctx: Any, *_: Tensor) -> None:
-        raise TwiceError("second derivatives are not decoded: use torch's own layer where you need them")
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        _keep(ctx, inputs[:3], inputs[3:])
+
+    @staticmethod
+    def backward(ctx: Any, ddx: Tensor | None) -> tuple[Tensor | None, ...]:
+        dy, *kept = ctx.saved_tensors
+        ddy = through = None
+        if ddx is not None and ctx.needs_input_grad[0]:
+            ddy = _Decode.apply(ddx, *kept, *ctx.rest)  # type: ignore[no-untyped-call]
+        if ddx is not None and ctx.needs_input_grad[1]:
+            through = _Bend.apply(ddx, dy, *kept, *ctx.rest)  # type: ignore[no-untyped-call]
+        return ddy, through, None, None, None
+
+    @staticmethod
+    def jvp(ctx: Any, dy_tangent: Tensor | None, x_tangent: Tensor | None, *_: None) -> Tensor | None:
+        dy, *kept = ctx.saved_tensors
+        terms: list[Tensor] = []
+        if dy_tangent is not None:
+            terms.append(_Decode.apply(dy_tangent, *kept, *ctx.rest))  # type: ignore[no-untyped-call]
+        if x_tangent is not None:
+            terms.append(_Bend.apply(x_tangent, dy, *kept, *ctx.rest))  # type: ignore[no-untyped-call]
+        return sum(terms[1:], terms[0]) if terms else None
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[int | None, ...], *args: Any) -> tuple[Tensor, int]:
+        return _batched(_Decode, info.batch_size, in_dims, args, gradients=1)
+
+
+class _Bend(Function):
+    """a * b * f''(x). A third derivative of the layer would be its own by x, and is an error."""
+
+    @staticmethod
+    def forward(
+        a: Tensor, b: Tensor, kept: Tensor, packed: Tensor | None, layer: Layer, order: list[int] | None
+    ) -> Tensor:
+        second = layer.second(kept.dtype, kept.device)
+        if second is None:
+            return torch.zeros_like(a)
+        order = memory_order(kept) if order is None else order
+        curve = second(flat(kept, order), packed)
+        return shaped((flat(a, order).to(curve.dtype) * flat(b, order) * curve).to(a.dtype), kept.shape, order)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        pass
+
+    @staticmethod
+    def backward(ctx: Any, *_: Any) -> Any:
+        raise TwiceError("third derivatives are not decoded: use torch's own layer where you need them")
+
+    @staticmethod
+    def jvp(ctx: Any, *_: Any) -> Any:
+        raise TwiceError("third derivatives are not decoded: use torch's own layer where you need them")
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[int | None, ...], *args: Any) -> tuple[Tensor, int]:
+        return _batched(_Bend, info.batch_size, in_dims, args, gradients=2)
+
+
+def _keep(ctx: Any, tensors: tuple[Tensor | None, ...], rest: tuple[Any, ...]) -> None:
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(*tensors)
+    ctx.save_for_forward(*tensors)
+    ctx.rest = rest
+
+
+def _batched(
+    function: type[Function], count: int, in_dims: Sequence[int | None], args: Sequence[Any], gradients: int
+) -> tuple[Tensor, int]:
+    """A decoding under vmap: the gradients, which come first, batched or not, and what is kept of a call likewise."""
+    given, rest = args[:gradients], args[gradients:]
+    kept, at = rest[0], in_dims[gradients]
+    if at is not None:
+        # The side codes are those of the whole batch: the gradients are brought to its axes.
+        whole = [
+            g.unsqueeze(at).expand(kept.shape) if d is None else g.movedim(d, at)
+            for g, d in zip(given, in_dims, strict=False)
+        ]
+        return function.apply(*whole, *rest), at
+    rows = [
+        function.apply(*(g if d is None else g.select(d, i) for g, d in zip(given, in_dims, strict=False)), *rest)
+        for i in range(count)
+    ]
+    return torch.stack(rows) if rows else given[0].new_empty((0, *kept.shape)), 0
+
+
+def decode(dy: Tensor, kept: Tensor | None, packed: Tensor | None, layer: Layer, order: list[int] | None) -> Tensor:
+    """dx of dy, from the output (None where it is not kept) and the side codes in an order of axes, or in memory's."""
+    like = dy if kept is None else kept
+    order = memory_order(like) if order is None else order
+    scheme = layer.scheme(like.dtype, like.device)
+    decoded = scheme.backward(flat(dy, order), flat(like, order) if scheme.keeps_output else None, packed)
+    return shaped(decoded, dy.shape, order)
 
 
 def memory_order(x: Tensor) -> list[int]:
     """The axes from the slowest to the fastest in memory: in this order a dense tensor is contiguous."""
+    if x.dim() < 2:
+        return list(range(x.dim()))
     strides = x.stride()
     return sorted(range(x.dim()), key=lambda axis: -strides[axis])
 
@@ -90,3 +254,11 @@ def memory_order(x: Tensor) -> list[int]:
 def flat(x: Tensor, order: list[int]) -> Tensor:
     """x as a contiguous tensor of shape (n,), its axes in the given order."""
     return x.resolve_neg().permute(order).reshape(-1)
+
+
+def shaped(values: Tensor, shape: Sequence[int], order: list[int]) -> Tensor:
+    """Flat values in the given order of axes as a tensor of that shape."""
+    if len(order) < 2:
+        return values.view(shape)
+    inverse = sorted(range(len(order)), key=order.__getitem__)
+    return values.view([shape[axis] for axis in order]).permute(inverse)

@@ -16,20 +16,22 @@ from fractions import Fraction
 from functools import cache as remembered
 from importlib import resources
 from typing import Any
+from weakref import WeakValueDictionary
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from invref import binfit, bins, cache, formulas, stable, tracing
-from invref.autograd import checked, flat, inverted, memory_order
+from invref import binfit, bins, cache, formulas, layers, operators, stable, tracing
+from invref.autograd import Layer, checked, flat, inverted, memory_order
 from invref.bins import Bins, Edge
 from invref.engines import TORCH
-from invref.errors import FormulaError, InputError, ProofError, TableError
+from invref.errors import FormulaError, InputError, ProofError, TableError, TwiceError
 from invref.formats import BY_DTYPE
 from invref.formulas import Formula
-from invref.kernels import binned, binscheme
+from invref.kernels import binned, binscheme, closed
 from invref.kernels.scheme import Scheme
+from invref.kernels.second import Second
 from invref.stable import Checked, Patch
 
 CHUNK = 1 << 14
@@ -53,6 +55,11 @@ class Activation:
         self.formula, self.bins = formula, decoder
         self._value, self._slope = value, slope
         self._schemes: dict[tuple[torch.dtype, torch.device], Scheme] = {}
+        self._curve: Checked | None = None
+        arguments = [formula.text, formula.name, [[key, str(value)] for key, value in formula.parameters]]
+        self.key = f"{layers.FORMULA} {json.dumps(arguments)}"
+        self._layer = Layer(self.key, self.forward, self.scheme, self._second)
+        _MADE[self.key] = self
 
     @property
     def name(self) -> str:
@@ -72,9 +79,9 @@ class Activation:
     def __call__(self, x: Tensor) -> Tensor:
         """f of a tensor; InputError for other types, and where a dtype is too coarse for the formula."""
         checked(self.name, x)
-        if not (torch.is_grad_enabled() and x.requires_grad):
-            return self.forward(x)
-        return inverted(x, self.forward, self.scheme(x.dtype, x.device))
+        if torch.compiler.is_compiling():
+            return operators.inverted(x, None, self.key)
+        return inverted(x, self.forward, self._layer)
 
     def forward(self, x: Tensor) -> Tensor:
         """f computed in float64 and rounded once to the dtype of x, without a gradient."""
@@ -91,16 +98,41 @@ class Activation:
         """What is stored for a dtype on a device, and how it is decoded; made at first use, in milliseconds."""
         place = dtype, torch.device(device)
         if place not in self._schemes:
-            if dtype not in (torch.float32, torch.float64):
-                floor, x = _floor(self._value, self._slope, self.bins.edges, dtype)
-                if not floor <= LOST:
-                    name = BY_DTYPE[dtype].name
-                    raise InputError(
-                        f"{self.name[:60]} loses its gradient in {name} near x = {x:.6g}: the stored output leaves an "
-                        f"error of {floor:.2g} there; use float32"
-                    )
-            self._schemes[place] = binscheme.scheme(self.bins, self.forward, self._value, self._slope, dtype, place[1])
+            with closed.plainly(place[1]):
+                self._schemes[place] = self._made(*place)
         return self._schemes[place]
+
+    def _made(self, dtype: torch.dtype, device: torch.device) -> Scheme:
+        if dtype not in (torch.float32, torch.float64):
+            floor, x = _floor(self._value, self._slope, self.bins.edges, dtype)
+            if not floor <= LOST:
+                name = BY_DTYPE[dtype].name
+                raise InputError(
+                    f"{self.name[:60]} loses its gradient in {name} near x = {x:.6g}: the stored output leaves an "
+                    f"error of {floor:.2g} there; use float32"
+                )
+        return binscheme.scheme(self.bins, self.forward, self._value, self._slope, dtype, device)
+
+    def _second(self, dtype: torch.dtype, device: torch.device) -> Second:
+        """How f'' is decoded; made at first use, in seconds. TwiceError where float64 does not give it."""
+        if self._curve is None:
+            try:
+                with _refusing(self.name):
+                    self._curve = stable.checked(self.formula, 2)
+            except FormulaError as error:
+                raise TwiceError(f"{self.name[:60]} has no second derivative here: {error}") from error
+        curve, solved = self._curve, binscheme.Solved(self.bins, self._value, self._slope)
+        edges = binned.thresholds(self.bins, dtype)
+        breaks = tuple(float(edge.at) for edge in self.bins.edges)
+        return Second(
+            self.forward,
+            curve,
+            lambda y, side: solved.at_input(curve, y, side),
+            self.bits,
+            binscheme.sides_of(edges),
+            breaks,
+            slices=False,
+        )
 
     def native(self, x: Tensor) -> Tensor:
         """The same formula by plain autograd in the dtype of x: what a user has without invref."""
@@ -118,6 +150,19 @@ class Activation:
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Activation, (self.formula, self.bins, self._value, self._slope)
+
+
+_MADE: WeakValueDictionary[str, Activation] = WeakValueDictionary()
+"""Activations by key: one that is still in use is not made again."""
+
+
+def layer(key: str) -> Layer:
+    """The layer of the key of an activation, in whatever process that was made."""
+    made = _MADE.get(key)
+    if made is None:
+        text, name, parameters = json.loads(key.split(" ", 1)[1])
+        made = from_formula(text, name, {name: Fraction(value) for name, value in parameters} or None)
+    return made._layer
 
 
 class FormulaModule(nn.Module):

@@ -20,7 +20,6 @@ yet: torch raises RuntimeError, which asks for `setup_context`.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import partial
 
 import torch
@@ -28,12 +27,9 @@ from torch import Tensor
 from torch.nn import functional as own
 from torch.nn.functional import relu as relu
 
-from invref import native
-from invref.autograd import Forward, checked, inverted
-from invref.decoders import load
+from invref import layers, native, operators
+from invref.autograd import Forward, checked, inverted, wants_gradient
 from invref.errors import FormulaError
-from invref.kernels import closed, gates
-from invref.kernels.scheme import Rational, Scheme
 from invref.parametric import prelu as prelu
 from invref.parametric import xielu as xielu
 
@@ -41,17 +37,13 @@ sigmoid = torch.sigmoid
 tanh = torch.tanh
 
 
-def _apply(
-    name: str, x: Tensor, forward: Forward, scheme: Callable[[torch.dtype], Scheme], inplace: bool = False
-) -> Tensor:
+def _apply(name: str, x: Tensor, forward: Forward, arguments: tuple[float, ...] = (), inplace: bool = False) -> Tensor:
     checked(name, x)
-    if not (torch.is_grad_enabled() and x.requires_grad):
+    if torch.compiler.is_compiling():
+        return operators.inverted(x, forward, name, arguments, inplace)
+    if not wants_gradient(x):
         return forward(x)
-    return inverted(x, forward, scheme(x.dtype), inplace)
-
-
-def _rational(name: str) -> Callable[[torch.dtype], Scheme]:
-    return lambda _: Rational(load(name))
+    return inverted(x, forward, layers.get(layers.key_of(name, arguments)), inplace)
 
 
 # Smooth gates, with one turning point: one side bit.
@@ -63,25 +55,25 @@ def gelu(input: Tensor, approximate: str = "none") -> Tensor:  # noqa: A002
     Source: D. Hendrycks and K. Gimpel, arXiv 1606.08415.
     """
     if approximate == "none":
-        return _apply("gelu", input, own.gelu, _rational("gelu"))
+        return _apply("gelu", input, own.gelu)
     if approximate == "tanh":
-        return _apply("gelu_tanh", input, native.gelu_tanh, _rational("gelu_tanh"))
+        return _apply("gelu_tanh", input, native.gelu_tanh)
     raise FormulaError(f"approximate={approximate!r} is unknown: use 'none' or 'tanh'")
 
 
 def silu(input: Tensor, inplace: bool = False) -> Tensor:  # noqa: A002
     """SiLU or swish, x * sigmoid(x). Source: S. Elfwing, E. Uchibe and K. Doya, arXiv 1702.03118."""
-    return _apply("silu", input, partial(own.silu, inplace=inplace), _rational("silu"), inplace)
+    return _apply("silu", input, partial(own.silu, inplace=inplace), (), inplace)
 
 
 def mish(input: Tensor, inplace: bool = False) -> Tensor:  # noqa: A002
     """Mish, x * tanh(softplus(x)). Source: D. Misra, arXiv 1908.08681."""
-    return _apply("mish", input, partial(own.mish, inplace=inplace), partial(gates.gate, "mish"), inplace)
+    return _apply("mish", input, partial(own.mish, inplace=inplace), (), inplace)
 
 
 def quick_gelu(input: Tensor) -> Tensor:  # noqa: A002
     """x * sigmoid(1.702 x), transformers' `quick_gelu`. Source: D. Hendrycks and K. Gimpel, arXiv 1606.08415."""
-    return _apply("quick_gelu", input, native.quick_gelu, partial(gates.gate, "quick_gelu"))
+    return _apply("quick_gelu", input, native.quick_gelu)
 
 
 def gelu_new(input: Tensor) -> Tensor:  # noqa: A002
@@ -89,7 +81,7 @@ def gelu_new(input: Tensor) -> Tensor:  # noqa: A002
 
     Source: D. Hendrycks and K. Gimpel, arXiv 1606.08415.
     """
-    return _apply("gelu_new", input, native.gelu_new, partial(gates.gate, "gelu_new"))
+    return _apply("gelu_new", input, native.gelu_new)
 
 
 def gelu_fast(input: Tensor) -> Tensor:  # noqa: A002
@@ -97,7 +89,7 @@ def gelu_fast(input: Tensor) -> Tensor:  # noqa: A002
 
     Source: D. Hendrycks and K. Gimpel, arXiv 1606.08415.
     """
-    return _apply("gelu_fast", input, native.gelu_fast, partial(gates.gate, "gelu_fast"))
+    return _apply("gelu_fast", input, native.gelu_fast)
 
 
 def gelu_10(input: Tensor, min: float = -10.0, max: float = 10.0) -> Tensor:  # noqa: A002
@@ -107,12 +99,12 @@ def gelu_10(input: Tensor, min: float = -10.0, max: float = 10.0) -> Tensor:  # 
     clipped.
     Source: H. Wu, P. Judd, X. Zhang, M. Isaev and P. Micikevicius, arXiv 2004.09602.
     """
-    return _apply("gelu_10", input, partial(native.gelu_10, min=min, max=max), partial(gates.clipped_gelu, min, max))
+    return _apply("gelu_10", input, partial(native.gelu_10, min=min, max=max), (min, max))
 
 
 def hardswish(input: Tensor, inplace: bool = False) -> Tensor:  # noqa: A002
     """Hard swish, x * relu6(x + 3) / 6. Source: A. Howard et al., arXiv 1905.02244."""
-    return _apply("hardswish", input, partial(own.hardswish, inplace=inplace), closed.hardswish().scheme, inplace)
+    return _apply("hardswish", input, partial(own.hardswish, inplace=inplace), (), inplace)
 
 
 # Exponential units: no side bit, unless alpha is below 0.
@@ -124,12 +116,12 @@ def elu(input: Tensor, alpha: float = 1.0, inplace: bool = False) -> Tensor:  # 
     The gradient is y + alpha, whose error grows with |alpha|: FormulaError for an |alpha| above 1024, infinite or NaN.
     Source: D. Clevert, T. Unterthiner and S. Hochreiter, arXiv 1511.07289.
     """
-    return _apply("elu", input, partial(own.elu, alpha=alpha, inplace=inplace), closed.elu(alpha).scheme, inplace)
+    return _apply("elu", input, partial(own.elu, alpha=alpha, inplace=inplace), (alpha,), inplace)
 
 
 def selu(input: Tensor, inplace: bool = False) -> Tensor:  # noqa: A002
     """SELU. Source: G. Klambauer, T. Unterthiner, A. Mayr and S. Hochreiter, arXiv 1706.02515."""
-    return _apply("selu", input, partial(own.selu, inplace=inplace), closed.selu().scheme, inplace)
+    return _apply("selu", input, partial(own.selu, inplace=inplace), (), inplace)
 
 
 def celu(input: Tensor, alpha: float = 1.0, inplace: bool = False) -> Tensor:  # noqa: A002
@@ -137,7 +129,7 @@ def celu(input: Tensor, alpha: float = 1.0, inplace: bool = False) -> Tensor:  #
 
     Source: J. T. Barron, arXiv 1704.07483.
     """
-    return _apply("celu", input, partial(own.celu, alpha=alpha, inplace=inplace), closed.celu(alpha).scheme, inplace)
+    return _apply("celu", input, partial(own.celu, alpha=alpha, inplace=inplace), (alpha,), inplace)
 
 
 # Monotone and smooth: no side bit.
@@ -150,28 +142,27 @@ def softplus(input: Tensor, beta: float = 1.0, threshold: float = 20.0) -> Tenso
     infinite or NaN.
     Source: C. Dugas, Y. Bengio, F. Belisle, C. Nadeau and R. Garcia, NIPS 2000.
     """
-    scheme = closed.softplus(beta, threshold).scheme
-    return _apply("softplus", input, partial(own.softplus, beta=beta, threshold=threshold), scheme)
+    return _apply("softplus", input, partial(own.softplus, beta=beta, threshold=threshold), (beta, threshold))
 
 
 def sqrtsoftplus(input: Tensor) -> Tensor:  # noqa: A002
     """The square root of softplus, transformers' `sqrtsoftplus`, with which a router scores its experts."""
-    return _apply("sqrtsoftplus", input, native.sqrtsoftplus, closed.sqrtsoftplus().scheme)
+    return _apply("sqrtsoftplus", input, native.sqrtsoftplus)
 
 
 def softsign(input: Tensor) -> Tensor:  # noqa: A002
     """Softsign, x / (1 + |x|). Source: J. Turian, J. Bergstra and Y. Bengio, NAACL 2009."""
-    return _apply("softsign", input, own.softsign, closed.softsign().scheme)
+    return _apply("softsign", input, own.softsign)
 
 
 def logsigmoid(input: Tensor) -> Tensor:  # noqa: A002
     """The logarithm of the logistic sigmoid, log(1 / (1 + exp(-x)))."""
-    return _apply("logsigmoid", input, own.logsigmoid, closed.logsigmoid().scheme)
+    return _apply("logsigmoid", input, own.logsigmoid)
 
 
 def tanhshrink(input: Tensor) -> Tensor:  # noqa: A002
     """x - tanh(x), flat at 0."""
-    return _apply("tanhshrink", input, own.tanhshrink, gates.tanhshrink)
+    return _apply("tanhshrink", input, own.tanhshrink)
 
 
 def laplace(input: Tensor, mu: float = 0.707107, sigma: float = 0.282095) -> Tensor:  # noqa: A002
@@ -179,7 +170,7 @@ def laplace(input: Tensor, mu: float = 0.707107, sigma: float = 0.282095) -> Ten
 
     FormulaError for sigma = 0 and for infinite parameters or NaN. Source: X. Ma et al., arXiv 2209.10655.
     """
-    return _apply("laplace", input, partial(native.laplace, mu=mu, sigma=sigma), partial(gates.laplace, mu, sigma))
+    return _apply("laplace", input, partial(native.laplace, mu=mu, sigma=sigma), (mu, sigma))
 
 
 def relu2(input: Tensor) -> Tensor:  # noqa: A002
@@ -187,7 +178,7 @@ def relu2(input: Tensor) -> Tensor:  # noqa: A002
 
     Source: D. So et al., arXiv 2109.08668.
     """
-    return _apply("relu2", input, native.relu2, closed.relu2)
+    return _apply("relu2", input, native.relu2)
 
 
 # Derivatives of few values: no side bit where the output tells them, else one bit and no output.
@@ -199,7 +190,7 @@ def leaky_relu(input: Tensor, negative_slope: float = 0.01, inplace: bool = Fals
     Source: A. Maas, A. Hannun and A. Ng, ICML 2013 workshop on deep learning for audio, speech and language.
     """
     forward = partial(own.leaky_relu, negative_slope=negative_slope, inplace=inplace)
-    return _apply("leaky_relu", input, forward, lambda _: closed.leaky_relu(negative_slope), inplace)
+    return _apply("leaky_relu", input, forward, (negative_slope,), inplace)
 
 
 def hardtanh(
@@ -213,18 +204,18 @@ def hardtanh(
     Source: R. Collobert, PhD thesis, Universite Paris 6, 2004.
     """
     forward = partial(own.hardtanh, min_val=min_val, max_val=max_val, inplace=inplace)
-    return _apply("hardtanh", input, forward, partial(closed.hardtanh, min_val, max_val), inplace)
+    return _apply("hardtanh", input, forward, (min_val, max_val), inplace)
 
 
 def relu6(input: Tensor, inplace: bool = False) -> Tensor:  # noqa: A002
     """x clipped to [0, 6]. Source: A. Krizhevsky, Convolutional deep belief networks on CIFAR-10, 2010."""
-    return _apply("relu6", input, partial(own.relu6, inplace=inplace), partial(closed.hardtanh, 0.0, 6.0), inplace)
+    return _apply("relu6", input, partial(own.relu6, inplace=inplace), (), inplace)
 
 
 def hardsigmoid(input: Tensor, inplace: bool = False) -> Tensor:  # noqa: A002
     """relu6(x + 3) / 6; keeps one bit an element instead of the output. Source: A. Howard et al., arXiv 1905.02244."""
     forward = partial(own.hardsigmoid, inplace=inplace)
-    return _apply("hardsigmoid", input, forward, lambda _: closed.hardsigmoid(), inplace)
+    return _apply("hardsigmoid", input, forward, (), inplace)
 
 
 def hardshrink(input: Tensor, lambd: float = 0.5) -> Tensor:  # noqa: A002
@@ -232,7 +223,7 @@ def hardshrink(input: Tensor, lambd: float = 0.5) -> Tensor:  # noqa: A002
 
     Source: D. L. Donoho and I. M. Johnstone, Biometrika 81, 1994.
     """
-    return _apply("hardshrink", input, partial(own.hardshrink, lambd=lambd), lambda _: closed.hardshrink(lambd))
+    return _apply("hardshrink", input, partial(own.hardshrink, lambd=lambd), (lambd,))
 
 
 def softshrink(input: Tensor, lambd: float = 0.5) -> Tensor:  # noqa: A002
@@ -240,10 +231,10 @@ def softshrink(input: Tensor, lambd: float = 0.5) -> Tensor:  # noqa: A002
 
     Source: D. L. Donoho, IEEE Transactions on Information Theory 41, 1995.
     """
-    return _apply("softshrink", input, partial(own.softshrink, lambd=lambd), lambda _: closed.softshrink(lambd))
+    return _apply("softshrink", input, partial(own.softshrink, lambd=lambd), (lambd,))
 
 
 def threshold(input: Tensor, threshold: float, value: float, inplace: bool = False) -> Tensor:  # noqa: A002
     """x above the threshold, `value` elsewhere; a value above it, or NaN, keeps a bit an element and no output."""
     forward = partial(own.threshold, threshold=threshold, value=value, inplace=inplace)
-    return _apply("threshold", input, forward, partial(closed.threshold, threshold, value), inplace)
+    return _apply("threshold", input, forward, (threshold, value), inplace)

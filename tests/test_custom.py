@@ -153,12 +153,13 @@ def test_cancelling_forward_is_replaced_by_polynomials():
     assert (y + 1 / torch.pi).abs().max() <= 2.0**-25
 
 
-def test_second_derivatives_are_refused():
+def test_third_derivatives_are_refused():
     activation = from_formula(NEW["serf"], name="serf")
     x = torch.ones(3, requires_grad=True)
     (dx,) = torch.autograd.grad(activation(x).sum(), x, create_graph=True)
+    (ddx,) = torch.autograd.grad(dx.sum(), x, create_graph=True)
     with pytest.raises(TwiceError):
-        dx.sum().backward()
+        ddx.sum().backward()
 
 
 def test_wrong_inputs_are_refused():

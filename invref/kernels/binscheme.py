@@ -14,7 +14,7 @@ from torch import Tensor
 
 from invref.bins import Bins
 from invref.kernels import binned, codes, solve
-from invref.kernels.scheme import Coded, CodeOf, Scheme, packed, parts
+from invref.kernels.scheme import Coded, CodeOf, Scheme, Tabled, packed, parts
 
 Function = Callable[[Tensor], Tensor]
 
@@ -72,7 +72,7 @@ def scheme(
         return Binned(calibrated(bins, forward, slope, device), edges, bins.bits)
     breaks = [float(edge.at) for edge in bins.edges]
     table = codes.table(forward, slope, code_of, bins.sides, dtype, device, breaks, slices=False)
-    return Coded("table of all codes", lambda y, c: codes.look_up(table, y, c), bins.bits, code_of)
+    return Tabled("table of all codes", lambda _: table, bins.bits, code_of)
 
 
 def sides_of(edges: tuple[float, ...]) -> CodeOf | None:
@@ -112,20 +112,24 @@ class Solved:
 
     def __call__(self, y: Tensor, sides: Tensor | None) -> Tensor:
         """f' of float64 outputs (n,) with their side codes; NaN for NaN only."""
-        g = torch.empty_like(y)
+        return self.at_input(self.slope, y, sides)
+
+    def at_input(self, function: Function, y: Tensor, sides: Tensor | None) -> Tensor:
+        """A function of the input, f' or a higher derivative, for outputs (n,); 0 where f is constant on a piece."""
+        found = torch.empty_like(y)
         for code in range(self.bins.sides):
             here = torch.ones_like(y, dtype=torch.bool) if sides is None else sides == code
-            g[here] = self._on(code, y[here])
-        return g
+            found[here] = solve.steadily(lambda part, code=code: self._on(code, function, part), y[here])
+        return found
 
-    def _on(self, code: int, y: Tensor) -> Tensor:
+    def _on(self, code: int, function: Function, y: Tensor) -> Tensor:
         xs, ys = (knots.to(y.device) for knots in self._knots(code))
         if len(xs) < 2 or bool(ys[0] == ys[-1]):
             return torch.where(y.isnan(), y, 0.0)
         held = y.clamp(float(ys[0]), float(ys[-1]))
         lower, upper = solve.bracketed(held, xs, ys)
         x = solve.inverse(held, self.value, self.slope, lower, upper, bool(xs[-1] > xs[0]))
-        return torch.where(y.isnan(), y, self.slope(x))
+        return torch.where(y.isnan(), y, function(x))
 
     def _knots(self, code: int) -> tuple[Tensor, Tensor]:
         """Inputs of one code, and their outputs in ascending order."""

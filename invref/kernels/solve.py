@@ -16,11 +16,15 @@ Function = Callable[[Tensor], Tensor]
 STEPS = 60
 """Halving alone would need as many for the float64 significand; Newton needs six to ten, and stops the loop."""
 
+WIDTH = 128
+"""A multiple of two threads' shares of any vector register's elements."""
+
 
 def inverse(y: Tensor, f: Function, slope: Function, lower: Tensor, upper: Tensor, increasing: bool = True) -> Tensor:
     """x with f(x) = y, all float64 (n,); f is monotone between `lower` and `upper`, finite bounds of every element."""
     sign = 1.0 if increasing else -1.0
     x = (lower + upper) / 2
+    done = y.isnan()
     for _ in range(STEPS):
         residual = (f(x) - y) * sign
         lower = torch.where(residual <= 0, x, lower)
@@ -29,10 +33,25 @@ def inverse(y: Tensor, f: Function, slope: Function, lower: Tensor, upper: Tenso
         inside = (step > lower) & (step < upper)
         moved = torch.where(inside, step, (lower + upper) / 2)
         settled = (moved - x).abs() <= 2e-16 * x.abs()
-        x = moved
-        if bool(settled.logical_or(y.isnan()).all()):
+        # An element stops where it has settled, whatever the others do: what it gives depends on itself alone.
+        x = torch.where(done, x, moved)
+        done = done | settled
+        if bool(done.all()):
             break
     return torch.where(y.isnan(), y, x)
+
+
+def steadily(function: Callable[..., Tensor], *tensors: Tensor) -> Tensor:
+    """function(*tensors), all of shape (n,), with every element in torch's vector code, not in its scalar tail.
+
+    That rounds otherwise. For at most 2^16 elements, which no number of threads cuts inside a vector.
+    """
+    n = tensors[0].numel()
+    extra = -n % WIDTH if tensors[0].device.type == "cpu" and n else 0
+    if not extra:
+        return function(*tensors)
+    index = torch.arange(n + extra).clamp(max=n - 1)
+    return function(*(t.index_select(0, index) for t in tensors))[:n]
 
 
 def bracketed(y: Tensor, xs: Tensor, ys: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,0 +1,172 @@
+"""The layers by name: what each activation with its arguments computes, keeps and decodes from.
+
+A layer's key, its name followed by its arguments, makes the same layer in any process, so that a compiled or exported
+program can carry it. Must not know autograd's rules, nor how users call a layer.
+"""
+
+from __future__ import annotations
+
+import importlib
+import math
+from collections.abc import Callable
+from functools import lru_cache, partial
+
+import torch
+from torch import Tensor
+from torch.nn import functional as own
+
+from invref import native
+from invref.autograd import Forward, Layer
+from invref.autograd import Second as Decoded
+from invref.decoders import load
+from invref.errors import FormulaError
+from invref.kernels import closed, gates, second, slopes
+from invref.kernels.closed import Form
+from invref.kernels.codes import Slope
+from invref.kernels.scheme import CodeOf, Scheme
+from invref.kernels.second import Dip, Second
+
+MOST = 256
+"""How many layers with different arguments are remembered."""
+FORMULA = "formula"
+"""The first word of keys that `invref.custom` reads."""
+
+SchemeOf = Callable[[torch.dtype], Scheme]
+SecondOf = Callable[[torch.dtype], Decoded | None]
+Made = tuple[Forward, SchemeOf, SecondOf]
+
+
+def key_of(name: str, arguments: tuple[float, ...] = ()) -> str:
+    """The key of a layer: texts from which floats are read back to the bit, as `repr` gives them."""
+    return " ".join([name, *[repr(float(argument)) for argument in arguments]])
+
+
+@lru_cache(maxsize=MOST)
+def get(key: str) -> Layer:
+    """The layer of a key; FormulaError for one that there is not, and for arguments that no decoder serves."""
+    name, *rest = key.split(" ", 1)
+    if name == FORMULA:
+        made: Layer = importlib.import_module("invref.custom").layer(key)
+        return made
+    if name not in _MAKERS:
+        raise FormulaError(f"there is no layer {name[:60]!r}: use one of {', '.join(_MAKERS)}")
+    forward, scheme, second_of = _MAKERS[name](*(float(word) for text in rest for word in text.split()))
+    # One pair a dtype: schemes are the same on every device.
+    schemes, seconds = lru_cache(maxsize=None)(scheme), lru_cache(maxsize=None)(second_of)
+    return Layer(key, forward, lambda dtype, _: schemes(dtype), lambda dtype, _: seconds(dtype))
+
+
+def _formed(form: Form) -> Made:
+    return form.forward, form.scheme, lambda _: _second(form)
+
+
+def _second(form: Form) -> Second:
+    assert form.bend is not None
+    return Second(form.forward, form.curve, form.bend, form.bits, form.code_of, form.breaks, form.slices)
+
+
+def _straight(forward: Forward, scheme: Scheme | SchemeOf) -> Made:
+    """Piecewise linear: the second derivative is 0."""
+    return forward, scheme if callable(scheme) else lambda _: scheme, lambda _: None
+
+
+def _dip(
+    name: str, forward: Forward, scheme: SchemeOf, value: Slope, slope: Slope, curve: Slope, top: float | None = None
+) -> Made:
+    """A gate with one minimum, that of decoder `name`; from an output of `top` on it is constant."""
+    decoder = load(name)
+    dip = Dip(value, slope, curve, float(decoder.turning_x))
+
+    def decode(y: Tensor, side: Tensor | None) -> Tensor:
+        return dip(y, side) if top is None else torch.where(y >= top, 0.0, dip(y, side))
+
+    def clipped(x: Tensor) -> Tensor:
+        return curve(x) if top is None else torch.where(x > top, 0.0, curve(x))
+
+    def second_of(dtype: torch.dtype) -> Second:
+        if dtype == torch.float64:
+            from invref.kernels.newton import side_of
+        else:
+            from invref.kernels.naive import side_of
+        code_of: CodeOf = partial(side_of, decoder)
+        return Second(forward, clipped, decode, 1, code_of, () if top is None else (top,))
+
+    return forward, scheme, second_of
+
+
+def _rational(name: str) -> SchemeOf:
+    return partial(gates.gate, name)
+
+
+def _tanh_gate(name: str, forward: Forward, scheme: SchemeOf, scale: float = math.sqrt(2 / math.pi)) -> Made:
+    parts = (second.gelu_tanh_value, slopes.gelu_tanh, slopes.gelu_tanh_curve)
+    value, slope, curve = (partial(f, scale=scale) for f in parts)
+    return _dip(name, forward, scheme, value, slope, curve)
+
+
+def _quick_gelu() -> Made:
+    value, slope, curve = (partial(f, scale=1.702) for f in (second.silu_value, slopes.silu, slopes.silu_curve))
+    return _dip("quick_gelu", native.quick_gelu, partial(gates.gate, "quick_gelu"), value, slope, curve)
+
+
+def _clipped_gelu(low: float, high: float) -> Made:
+    forward = partial(native.gelu_10, min=low, max=high)
+    scheme = partial(gates.clipped_gelu, low, high)
+    scheme(torch.float32)  # Refuses what no decoder serves before anything is computed.
+    return _dip("gelu", forward, scheme, second.gelu_value, slopes.gelu, slopes.gelu_curve, top=high)
+
+
+def _tanhshrink() -> Made:
+    def bend(y: Tensor, _: Tensor | None) -> Tensor:
+        slope = gates.tanhshrink(torch.float64).backward(torch.ones_like(y), y, None)
+        return 2 * torch.sign(y) * torch.sqrt(slope) * (1 - slope)
+
+    return own.tanhshrink, gates.tanhshrink, lambda _: Second(own.tanhshrink, slopes.tanhshrink_curve, bend)
+
+
+def _laplace(mu: float, sigma: float) -> Made:
+    form = closed.laplace(mu, sigma)
+    return form.forward, partial(gates.laplace, mu, sigma), lambda _: _second(form)
+
+
+def _hardtanh(low: float, high: float) -> Made:
+    return _straight(partial(own.hardtanh, min_val=low, max_val=high), partial(closed.hardtanh, low, high))
+
+
+def _threshold(threshold: float, value: float) -> Made:
+    forward = partial(own.threshold, threshold=threshold, value=value)
+    return _straight(forward, partial(closed.threshold, threshold, value))
+
+
+_MAKERS: dict[str, Callable[..., Made]] = {
+    "gelu": lambda: _dip("gelu", own.gelu, _rational("gelu"), second.gelu_value, slopes.gelu, slopes.gelu_curve),
+    "gelu_tanh": lambda: _tanh_gate("gelu_tanh", native.gelu_tanh, _rational("gelu_tanh")),
+    "silu": lambda: _dip("silu", own.silu, _rational("silu"), second.silu_value, slopes.silu, slopes.silu_curve),
+    "mish": lambda: _dip(
+        "mish", own.mish, partial(gates.gate, "mish"), second.mish_value, slopes.mish, slopes.mish_curve
+    ),
+    "quick_gelu": _quick_gelu,
+    "gelu_new": lambda: _tanh_gate("gelu_new", native.gelu_new, partial(gates.gate, "gelu_new")),
+    "gelu_fast": lambda: _tanh_gate("gelu_fast", native.gelu_fast, partial(gates.gate, "gelu_fast"), 0.7978845608),
+    "gelu_10": _clipped_gelu,
+    "hardswish": lambda: _formed(closed.hardswish()),
+    "elu": lambda alpha: _formed(closed.elu(alpha)),
+    "selu": lambda: _formed(closed.selu()),
+    "celu": lambda alpha: _formed(closed.celu(alpha)),
+    "softplus": lambda beta, threshold: _formed(closed.softplus(beta, threshold)),
+    "sqrtsoftplus": lambda: _formed(closed.sqrtsoftplus()),
+    "softsign": lambda: _formed(closed.softsign()),
+    "logsigmoid": lambda: _formed(closed.logsigmoid()),
+    "tanhshrink": _tanhshrink,
+    "laplace": _laplace,
+    "relu2": lambda: (native.relu2, closed.relu2, lambda dtype: _second(closed.relu2_form(dtype))),
+    "leaky_relu": lambda negative_slope: _straight(
+        partial(own.leaky_relu, negative_slope=negative_slope), closed.leaky_relu(negative_slope)
+    ),
+    "hardtanh": _hardtanh,
+    "relu6": lambda: _straight(own.relu6, partial(closed.hardtanh, 0.0, 6.0)),
+    "hardsigmoid": lambda: _straight(own.hardsigmoid, closed.hardsigmoid()),
+    "hardshrink": lambda lambd: _straight(partial(own.hardshrink, lambd=lambd), closed.hardshrink(lambd)),
+    "softshrink": lambda lambd: _straight(partial(own.softshrink, lambd=lambd), closed.softshrink(lambd)),
+    "threshold": _threshold,
+}
