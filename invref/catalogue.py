@@ -10,17 +10,19 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property, partial
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor
 from torch.nn import functional as own
 
-from invref import formulas, functional, native
-from invref.decoders import load
-from invref.formulas import Formula
-from invref.kernels import closed, gates, sidebits, xielu
-from invref.kernels.scheme import Rational, Scheme
+from invref import functional, layers, native
+from invref.errors import needing
+from invref.kernels import closed, sidebits, xielu
+from invref.kernels.scheme import Scheme
+
+if TYPE_CHECKING:
+    from invref.formulas import Formula
 
 Layer = Callable[[Tensor], Tensor]
 SchemeOf = Callable[[torch.dtype], Scheme]
@@ -50,7 +52,7 @@ class Row:
 
     native: the framework's own, bit-identical in its forward; call: how `layer` is called in `invref.functional`, the
     input left out; module: its class in `invref.nn`; origin: whose name and arguments it has; gain: what there is to
-    say where nothing is gained.
+    say where nothing is gained; arguments: the numbers in its key, see `key`.
     """
 
     name: str
@@ -61,10 +63,20 @@ class Row:
     scheme: SchemeOf
     origin: Literal["torch", "transformers"] = "torch"
     gain: str = ""
+    arguments: tuple[float, ...] = ()
+
+    @property
+    def key(self) -> str | None:
+        """Its key in `invref.layers`; None where torch keeps the output itself and where parameters are learnt."""
+        return None if self.gain or self.name in ("prelu", "xielu") else layers.key_of(self.name, self.arguments)
 
     @property
     def formula(self) -> Formula:
         """f, with these arguments."""
+        # Loads the exact engines, which calling a layer does without.
+        with needing("the formula of a layer"):
+            from invref import formulas
+
         return formulas.get(self.name)
 
     @cached_property
@@ -86,10 +98,6 @@ def _between(left: float, right: float) -> float:
     return left + 1 if math.isinf(right) else (left + right) / 2
 
 
-def _rational(name: str) -> SchemeOf:
-    return lambda _: Rational(load(name))
-
-
 def _alphas(x: Tensor) -> tuple[Tensor, ...]:
     """xIELU's first parameters, without axes so that they leave the dtype of x alone: slopes of 0.8 on both sides."""
     raw = (math.log(math.expm1(0.8)), math.log(math.expm1(0.3)), 0.5, -1e-6)
@@ -109,17 +117,18 @@ def _xielu_scheme(dtype: torch.dtype) -> Scheme:
     return xielu.form(xielu.Parameters(0.8, 0.8, 0.5, -1e-6)).scheme(dtype)
 
 
-def _gelu_tanh_row(name: str) -> Row:
-    call = 'gelu(approximate="tanh")'
-    return Row(name, _gelu_tanh, native.gelu_tanh, call, 'GELU(approximate="tanh")', _rational(name))
+def _scheme(name: str, arguments: tuple[float, ...]) -> SchemeOf:
+    return lambda dtype: layers.get(layers.key_of(name, arguments)).scheme(dtype, torch.device("cpu"))
 
 
-def _torch(name: str, module: str, scheme: SchemeOf) -> Row:
-    return Row(name, getattr(functional, name), getattr(own, name), name, module, scheme)
+def _torch(name: str, module: str, *arguments: float) -> Row:
+    scheme = _scheme(name, arguments)
+    return Row(name, getattr(functional, name), getattr(own, name), name, module, scheme, arguments=arguments)
 
 
-def _transformers(name: str, module: str, scheme: SchemeOf) -> Row:
-    return Row(name, getattr(functional, name), getattr(native, name), name, module, scheme, "transformers")
+def _transformers(name: str, module: str, *arguments: float) -> Row:
+    layer, composed = getattr(functional, name), getattr(native, name)
+    return Row(name, layer, composed, name, module, _scheme(name, arguments), "transformers", arguments=arguments)
 
 
 def _kept(name: str, module: str) -> Row:
@@ -128,33 +137,41 @@ def _kept(name: str, module: str) -> Row:
 
 _ROWS: dict[str, Callable[[str], Row]] = {
     "relu": lambda n: _kept(n, "ReLU"),
-    "leaky_relu": lambda n: _torch(n, "LeakyReLU", lambda _: closed.leaky_relu(0.01)),
-    "elu": lambda n: _torch(n, "ELU", closed.elu(1.0).scheme),
-    "celu": lambda n: _torch(n, "CELU", closed.celu(1.0).scheme),
-    "selu": lambda n: _torch(n, "SELU", closed.selu().scheme),
-    "gelu": lambda n: _torch(n, "GELU", _rational(n)),
-    "gelu_tanh": _gelu_tanh_row,
-    "silu": lambda n: _torch(n, "SiLU", _rational(n)),
-    "mish": lambda n: _torch(n, "Mish", partial(gates.gate, n)),
-    "softplus": lambda n: _torch(n, "Softplus", closed.softplus(1.0, 20.0).scheme),
-    "softsign": lambda n: _torch(n, "Softsign", closed.softsign().scheme),
+    "leaky_relu": lambda n: _torch(n, "LeakyReLU", 0.01),
+    "elu": lambda n: _torch(n, "ELU", 1.0),
+    "celu": lambda n: _torch(n, "CELU", 1.0),
+    "selu": lambda n: _torch(n, "SELU"),
+    "gelu": lambda n: _torch(n, "GELU"),
+    "gelu_tanh": lambda n: Row(
+        n,
+        _gelu_tanh,
+        native.gelu_tanh,
+        'gelu(approximate="tanh")',
+        'GELU(approximate="tanh")',
+        _scheme(n, ()),
+    ),
+    "silu": lambda n: _torch(n, "SiLU"),
+    "mish": lambda n: _torch(n, "Mish"),
+    "softplus": lambda n: _torch(n, "Softplus", 1.0, 20.0),
+    "softsign": lambda n: _torch(n, "Softsign"),
     "tanh": lambda n: _kept(n, "Tanh"),
     "sigmoid": lambda n: _kept(n, "Sigmoid"),
-    "logsigmoid": lambda n: _torch(n, "LogSigmoid", closed.logsigmoid().scheme),
-    "hardtanh": lambda n: _torch(n, "Hardtanh", partial(closed.hardtanh, -1.0, 1.0)),
-    "relu6": lambda n: _torch(n, "ReLU6", partial(closed.hardtanh, 0.0, 6.0)),
-    "hardsigmoid": lambda n: _torch(n, "Hardsigmoid", lambda _: closed.hardsigmoid()),
-    "hardswish": lambda n: _torch(n, "Hardswish", closed.hardswish().scheme),
-    "tanhshrink": lambda n: _torch(n, "Tanhshrink", gates.tanhshrink),
-    "softshrink": lambda n: _torch(n, "Softshrink", lambda _: closed.softshrink(0.5)),
-    "hardshrink": lambda n: _torch(n, "Hardshrink", lambda _: closed.hardshrink(0.5)),
+    "logsigmoid": lambda n: _torch(n, "LogSigmoid"),
+    "hardtanh": lambda n: _torch(n, "Hardtanh", -1.0, 1.0),
+    "relu6": lambda n: _torch(n, "ReLU6"),
+    "hardsigmoid": lambda n: _torch(n, "Hardsigmoid"),
+    "hardswish": lambda n: _torch(n, "Hardswish"),
+    "tanhshrink": lambda n: _torch(n, "Tanhshrink"),
+    "softshrink": lambda n: _torch(n, "Softshrink", 0.5),
+    "hardshrink": lambda n: _torch(n, "Hardshrink", 0.5),
     "threshold": lambda n: Row(
         n,
         partial(functional.threshold, threshold=1.0, value=0.0),
         partial(own.threshold, threshold=1.0, value=0.0),
         "threshold(threshold=1, value=0)",
         "Threshold(1, 0)",
-        partial(closed.threshold, 1.0, 0.0),
+        _scheme(n, (1.0, 0.0)),
+        arguments=(1.0, 0.0),
     ),
     "prelu": lambda n: Row(
         n,
@@ -164,10 +181,10 @@ _ROWS: dict[str, Callable[[str], Row]] = {
         "PReLU",
         lambda _: closed.leaky_relu(0.25),
     ),
-    "quick_gelu": lambda n: _transformers(n, "QuickGELUActivation", partial(gates.gate, n)),
-    "relu2": lambda n: _transformers(n, "ReLUSquaredActivation", closed.relu2),
-    "laplace": lambda n: _transformers(n, "LaplaceActivation", partial(gates.laplace, 0.707107, 0.282095)),
-    "sqrtsoftplus": lambda n: _transformers(n, "SqrtSoftplusActivation", closed.sqrtsoftplus().scheme),
+    "quick_gelu": lambda n: _transformers(n, "QuickGELUActivation"),
+    "relu2": lambda n: _transformers(n, "ReLUSquaredActivation"),
+    "laplace": lambda n: _transformers(n, "LaplaceActivation", 0.707107, 0.282095),
+    "sqrtsoftplus": lambda n: _transformers(n, "SqrtSoftplusActivation"),
     "xielu": lambda n: Row(
         n,
         lambda x: functional.xielu(x, *_alphas(x)),
@@ -177,9 +194,9 @@ _ROWS: dict[str, Callable[[str], Row]] = {
         _xielu_scheme,
         "transformers",
     ),
-    "gelu_10": lambda n: _transformers(n, "ClippedGELUActivation(-10, 10)", partial(gates.clipped_gelu, -10.0, 10.0)),
-    "gelu_fast": lambda n: _transformers(n, "FastGELUActivation", partial(gates.gate, n)),
-    "gelu_new": lambda n: _transformers(n, "NewGELUActivation", partial(gates.gate, n)),
+    "gelu_10": lambda n: _transformers(n, "ClippedGELUActivation(-10, 10)", -10.0, 10.0),
+    "gelu_fast": lambda n: _transformers(n, "FastGELUActivation"),
+    "gelu_new": lambda n: _transformers(n, "NewGELUActivation"),
 }
 
 

@@ -42,17 +42,17 @@ def _ratio(segment: Segment, u: arb_series) -> arb_series:
     return numerator / denominator
 
 
-def _beyond(curve: Curve, limit: int, start: float) -> float:
+def beyond(curve: Curve, limit: int, start: float) -> float:
     """An upper bound of |limit - f'| from `start` outwards to the end of float64, in boxes that products survive."""
     bound, x = 0.0, start
     while abs(x) < 2.0**1023:
         box = arb(x).union(arb(WIDENING * x))
-        bound = _larger(bound, float(abs(enclosure.derivative(curve.formula, box, DIGITS) - limit).upper()))
+        bound = larger(bound, float(abs(enclosure.derivative(curve.formula, box, DIGITS) - limit).upper()))
         x *= WIDENING
     return bound
 
 
-def _larger(a: float, b: float) -> float:
+def larger(a: float, b: float) -> float:
     """The larger of two bounds; ProofError where one is not a number, which Python's max may drop."""
     if not (np.isfinite(a) and np.isfinite(b)):
         raise ProofError(f"a bound is {a if not np.isfinite(a) else b}: use smaller boxes")
@@ -92,15 +92,15 @@ def certified(curve: Curve, decoder: Decoder) -> Decoder:
     def norm(error: Callable[[arb_series], arb_series], a: float, b: float) -> float:
         return enclosure.sup_norm(error, np.nextafter(a, -np.inf), np.nextafter(b, np.inf))[1]
 
-    saturated = _larger(norm(lambda v: 1 - slope(v), x_end, 4 * x_end), _beyond(curve, 1, 4 * x_end))
+    saturated = larger(norm(lambda v: 1 - slope(v), x_end, 4 * x_end), beyond(curve, 1, 4 * x_end))
     if not saturated <= 2 * SATURATED:
         raise ProofError(f"{formula.name}: |1 - f'| reaches {saturated:.3g} beyond t = {decoder.end_t}")
-    vanished = _beyond(curve, 0, far) + FAR * _factor_bound(decoder.tail)
+    vanished = beyond(curve, 0, far) + FAR * _factor_bound(decoder.tail)
     return replace(
         decoder,
         turn=replace(decoder.turn, bound=norm(turn, x_tail_from, x_head_to)),
-        head=replace(decoder.head, bound=_larger(norm(head, x_head_from, x_end), saturated)),
-        tail=replace(decoder.tail, bound=_larger(norm(tail, far, x_tail_to), vanished)),
+        head=replace(decoder.head, bound=larger(norm(head, x_head_from, x_end), saturated)),
+        tail=replace(decoder.tail, bound=larger(norm(tail, far, x_tail_to), vanished)),
     )
 
 

@@ -34,6 +34,27 @@ class Segment:
     """Certified sup-norm of |segment - g| in exact arithmetic, over the whole segment."""
 
 
+DEGREE = 5
+CELLS_RIGHT, CELLS_LEFT, CELLS_TAIL = 17, 5, 9
+"""With one cell of ones after the first these are 32, what two vector registers hold."""
+
+
+@dataclass(frozen=True)
+class Cells:
+    """g on a grid of 32 cells: in each a polynomial in z, ascending powers, times m.
+
+    A place is u * scale + offset, its whole part the cell and the rest z. Right of the turning point u = t with the
+    first scale from cell 0 on, at `end_t` reaching a cell of ones; on the left u = -t with the second scale, and for
+    outputs above `split` u = sqrt(-y) with the third. m is y in that tail, else 1.
+    """
+
+    split: float
+    scales: tuple[float, float, float]
+    rows: tuple[tuple[float, ...], ...]
+    bound: float
+    """Certified sup-norm of |cells - g| in exact arithmetic, over everything."""
+
+
 @dataclass(frozen=True)
 class Clamp:
     """Distances d = y - y* below `cut` decode as base + slope * max(d, 0).
@@ -66,6 +87,7 @@ class Decoder:
     tail: Segment
     turn: Segment
     head: Segment
+    cells: Cells
     series: tuple[float, ...]
     series_radius: float
     series_bound: float
@@ -79,9 +101,14 @@ class Decoder:
 
     def threshold(self, kind: Float) -> Any:
         """The largest float of the given kind that is not above x*: inputs above it lie on the right piece."""
-        exact = Fraction(self.turning_x)
-        candidate = nearest(exact, kind)
-        return candidate if Fraction(float(candidate)) <= exact else np.nextafter(candidate, kind(-np.inf))
+        return _not_above(self.turning_x, kind)
+
+
+@cache
+def _not_above(text: str, kind: Float) -> Any:
+    exact = Fraction(text)
+    candidate = nearest(exact, kind)
+    return candidate if Fraction(float(candidate)) <= exact else np.nextafter(candidate, kind(-np.inf))
 
 
 def nearest(exact: Fraction, kind: Float) -> Any:
@@ -129,6 +156,12 @@ def to_json(decoder: Decoder, command: str) -> str:
         "turning_y": decoder.turning_y,
         **{key: _hex(getattr(decoder, key)) for key in ("tail_y", "head_t", "end_t")},
         **{key: _segment_json(getattr(decoder, key)) for key in ("tail", "turn", "head")},
+        "cells": {
+            "split": _hex(decoder.cells.split),
+            "scales": [_hex(c) for c in decoder.cells.scales],
+            "rows": [[_hex(c) for c in row] for row in decoder.cells.rows],
+            "bound": _hex(decoder.cells.bound),
+        },
         "series": [_hex(c) for c in decoder.series],
         "series_radius": _hex(decoder.series_radius),
         "series_bound": _hex(decoder.series_bound),
@@ -150,8 +183,15 @@ def from_json(text: str) -> Decoder:
         fields[key] = float.fromhex(data[key])
     for key in ("tail", "turn", "head"):
         fields[key] = _segment(data[key])
+    cells = data["cells"]
+    grid = Cells(
+        float.fromhex(cells["split"]),
+        _numbers(cells["scales"]),  # type: ignore[arg-type]
+        tuple(_numbers(row) for row in cells["rows"]),
+        float.fromhex(cells["bound"]),
+    )
     clamps = {name: Clamp(*map(float.fromhex, c.values())) for name, c in data["clamps"].items()}
-    return Decoder(**fields, series=_numbers(data["series"]), clamps=clamps)
+    return Decoder(**fields, cells=grid, series=_numbers(data["series"]), clamps=clamps)
 
 
 @cache

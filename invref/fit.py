@@ -23,10 +23,10 @@ import torch
 from flint import arb
 from torch import Tensor
 
-from invref import calibrate, enclosure, formulas, native
+from invref import calibrate, cells, enclosure, formulas, native
 from invref.certify import BITS, FAR, SATURATED, SERIES_TERMS, certified, with_series
 from invref.curve import DIGITS, Curve
-from invref.decoders import Clamp, Decoder, Segment, to_json
+from invref.decoders import Cells, Clamp, Decoder, Segment, to_json
 from invref.engines import ARB, coefficients, precision, to_mpf, variable
 from invref.formats import FORMATS
 from invref.kernels import naive
@@ -146,7 +146,7 @@ def _end(curve: Curve) -> float:
 def _balanced(curve: Curve) -> tuple[Decoder, dict[str, _Points]]:
     """The decoder whose worst segment is best, over the places where segments may meet, and what it was fitted to.
 
-    Bounds, clamps and the Taylor polynomial are still missing.
+    Bounds, cells, clamps and the Taylor polynomial are still missing.
     """
     x, y = curve.turning
     left, end = float((-y).sqrt()), _end(curve)
@@ -176,6 +176,7 @@ def _balanced(curve: Curve) -> tuple[Decoder, dict[str, _Points]]:
         tail=outer[a][0],
         turn=segment,
         head=outer[b][0],
+        cells=Cells(0.0, (0.0, 0.0, 0.0), (), float("nan")),
         series=(),
         series_radius=0.0,
         series_bound=0.0,
@@ -232,7 +233,9 @@ def fit(name: str) -> Decoder:
         decoder, points = _balanced(curve)
         for segment in points:
             decoder = _polished(curve, decoder, segment, points[segment])
-        return _with_clamps(curve, with_series(curve, certified(curve, decoder)))
+        decoder = certified(curve, decoder)
+        decoder = replace(decoder, cells=cells.fit(curve, decoder))
+        return _with_clamps(curve, with_series(curve, decoder))
 
 
 def main(names: list[str], folder: Path | None = None) -> None:
@@ -241,7 +244,7 @@ def main(names: list[str], folder: Path | None = None) -> None:
     for name in names or list(LAYERS):
         decoder = fit(name)
         (folder / f"{name}.json").write_text(to_json(decoder, f"python -m invref.fit {name}"))
-        bounds = ", ".join(f"{part} {getattr(decoder, part).bound:.2e}" for part in ("tail", "turn", "head"))
+        bounds = ", ".join(f"{part} {getattr(decoder, part).bound:.2e}" for part in ("tail", "turn", "head", "cells"))
         print(f"{name}: certified |approximation - g| <= {bounds}")
 
 

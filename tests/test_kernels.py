@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import threading
+from fractions import Fraction
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from invref.decoders import load
+from invref.decoders import CELLS_LEFT, CELLS_RIGHT, Decoder, load, nearest
 from invref.formats import FORMATS
-from invref.kernels import cpu, naive, newton, sidebits
+from invref.kernels import codes, cpu, naive, newton, sidebits
 from invref.kernels.compiled import compiled
 
 FLOAT32 = FORMATS["float32"]
@@ -45,37 +49,141 @@ def runs(draw: st.DrawFn) -> tuple[str, torch.Tensor]:
     return name, FLOAT32.tensor(start, n)
 
 
-@given(runs())
-@settings(deadline=None, max_examples=200)
-def test_the_compiled_kernel_agrees_with_the_readable_one_bit_for_bit(case: tuple[str, torch.Tensor]) -> None:
+def threshold(name: str) -> float:
+    return float(load(name).threshold(np.float32))
+
+
+def spelled_out(decoder: Decoder, y: float, right: bool) -> float:
+    """The algorithm of `decoders.Cells` for one output, every operation in exact arithmetic and rounded once."""
+    high, low = decoder.turning_value(np.float32)
+    clamp, cells = decoder.clamps["float32"], decoder.cells
+    v = np.float32(y)
+    d = (v - high) - low
+    if d < np.float32(clamp.cut):
+        d = np.float32(clamp.base) + np.float32(clamp.slope) * max(d, np.float32(0))
+    tail = not right and v > np.float32(cells.split)
+    u = min(np.sqrt(-v if tail else d), np.float32(decoder.end_t))
+    scale = cells.scales[0 if right else 2 if tail else 1]
+    start = 0 if right else CELLS_RIGHT + 1 + (CELLS_LEFT if tail else 0)
+    place = nearest(Fraction(float(u)) * Fraction(scale) + start, np.float32)
+    z = Fraction(float(place)) - int(place)
+    row = cells.rows[int(place)]
+    value = np.float32(row[-1])
+    for c in row[-2::-1]:
+        value = nearest(Fraction(float(value)) * z + Fraction(c), np.float32)
+    return float(value * (v if tail else np.float32(1)))
+
+
+@given(runs(), st.integers(0, 2**32 - 1))
+@settings(deadline=None, max_examples=100)
+def test_the_compiled_kernel_does_what_the_cells_say_bit_for_bit(case: tuple[str, torch.Tensor], seed: int) -> None:
     name, x = case
     decoder = load(name)
     side = naive.side_of(decoder, x)
-    packed = cpu.pack(decoder, x)
+    packed = cpu.pack(threshold(name), x)
     assert torch.equal(packed, sidebits.pack(side))
-    y = torch.where(side, x.clamp(min=float(decoder.turning_y)), x.clamp(float(decoder.turning_y), -0.0))
+    turning = float(decoder.turning_y)
+    y = torch.where(side, x.clamp(min=turning), x.clamp(turning, -0.0))
+    g = cpu.by_cells(decoder, torch.ones_like(y), y, packed)
+    for i in np.random.default_rng(seed).integers(0, len(y), 20):
+        assert g[i].item() == spelled_out(decoder, y[i].item(), bool(side[i]))
     dy = torch.linspace(-2, 2, x.numel())
-    compiled, readable = cpu.backward(decoder, dy, y, packed), naive.backward(decoder, dy, y, side, "float32")
-    assert torch.equal(compiled.view(torch.int32), readable.view(torch.int32))
+    assert torch.equal(cpu.by_cells(decoder, dy, y, packed), dy * g)
+
+
+@given(runs())
+@settings(deadline=None, max_examples=100)
+def test_cells_and_rational_functions_differ_by_their_bounds_and_rounding_alone(case: tuple[str, torch.Tensor]) -> None:
+    name, x = case
+    decoder = load(name)
+    side = naive.side_of(decoder, x)
+    turning = float(decoder.turning_y)
+    y = torch.where(side, x.clamp(min=turning), x.clamp(turning, -0.0))
+    got = cpu.by_cells(decoder, torch.ones_like(y), y, sidebits.pack(side))
+    readable = naive.derivative(decoder, y, side, "float32")
+    certified = decoder.cells.bound + max(s.bound for s in (decoder.tail, decoder.turn, decoder.head))
+    # A place below 32 is rounded to 2^-20 and inherits four roundings of u, 2^-22 of 32 at most: below 2^-16 in all,
+    # times the steepest cell. The other evaluation steps round values below 2 to 2^-24 each, some twenty of them.
+    steepest = max(sum(k * abs(c) for k, c in enumerate(row)) for row in decoder.cells.rows)
+    assert ((got - readable).abs() <= certified + 2.0**-16 * steepest + 20 * 2.0**-24).all()
+
+
+def strided(n: int) -> st.SearchStrategy[torch.Tensor]:
+    """Tensors of up to four axes: permuted, stepped, expanded, or with axes of length 0 and 1."""
+
+    @st.composite
+    def make(draw: st.DrawFn) -> torch.Tensor:
+        shape = draw(st.lists(st.integers(0, n), min_size=0, max_size=4))
+        steps = [draw(st.integers(1, 3)) for _ in shape]
+        whole = torch.randn([length * step for length, step in zip(shape, steps, strict=True)])
+        x = whole[tuple(slice(None, None, step) for step in steps)]
+        if draw(st.booleans()):
+            x = x.permute(draw(st.permutations(range(x.dim()))))
+        return x[None].expand(2, *x.shape) if draw(st.booleans()) else x
+
+    return make()
+
+
+@given(strided(9), st.sampled_from([torch.float32, torch.float64, torch.bfloat16, torch.float16]))
+@settings(deadline=None, max_examples=200)
+def test_strides_change_nothing(x: torch.Tensor, dtype: torch.dtype) -> None:
+    x = x.to(dtype) if dtype != torch.float32 else x
+    dense = x.contiguous().view(-1)
+    packed = cpu.pack(0.25, x)
+    assert torch.equal(packed, sidebits.pack(dense > 0.25))
+    if dtype == torch.float32:
+        y = torch.nn.functional.silu(dense)
+        packed = cpu.pack(threshold("silu"), x)
+        assert torch.equal(cpu.by_cells(load("silu"), x, y, packed), cpu.by_cells(load("silu"), dense, y, packed))
+    elif dtype != torch.float64:
+        table = torch.randn(2, 1 << 16)
+        assert torch.equal(cpu.by_table(table, x, dense, packed, 1), codes.decode(table, dense, dense, dense > 0.25))
+
+
+@given(
+    st.integers(0, 3000), st.integers(0, 4), st.integers(0, 2**32 - 1), st.sampled_from([torch.bfloat16, torch.float16])
+)
+@settings(deadline=None, max_examples=100)
+def test_tables_are_looked_up_as_the_readable_kernel_does(n: int, bits: int, seed: int, dtype: torch.dtype) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    y = torch.randint(-(1 << 15), 1 << 15, (n,), generator=generator).to(torch.int16).view(dtype)
+    dy = torch.randint(-(1 << 15), 1 << 15, (n,), generator=generator).to(torch.int16).view(dtype)
+    sides = torch.randint(0, 1 << bits, (n,), generator=generator, dtype=torch.uint8)
+    table = torch.randn(1 << bits, 1 << 16, generator=generator)
+    packed = sidebits.pack(sides, bits) if bits else None
+    got, expected = cpu.by_table(table, dy, y, packed, bits), codes.decode(table, dy, y, sides)
+    assert torch.equal(got.isnan(), expected.isnan())
+    assert torch.equal(got.nan_to_num(0.0).view(torch.int16), expected.nan_to_num(0.0).view(torch.int16))
+
+
+def test_every_bfloat16_product_is_rounded_to_nearest_even_once() -> None:
+    fmt = FORMATS["bfloat16"]
+    dy = fmt.tensor(fmt.first_ordinal, fmt.finite_count)
+    y = torch.ones_like(dy)
+    for g in (0.7, 1.0, -1.1, 2.0**-9, 1 / 3, 1.00390625):
+        table = torch.full((1, 1 << 16), g)
+        got = cpu.by_table(table, dy, y, None, 0)
+        assert torch.equal(got.view(torch.int16), (dy.float() * torch.tensor(g)).bfloat16().view(torch.int16))
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_thread_count_and_calling_thread_do_not_change_a_bit(name: str) -> None:
+def test_thread_count_position_and_calling_thread_do_not_change_a_bit(name: str) -> None:
     decoder = load(name)
     x = torch.randn(300_001, generator=torch.Generator().manual_seed(1)) * 4
     y, dy = torch.nn.functional.silu(x), torch.ones_like(x)
-    expected = cpu.backward(decoder, dy, y, sidebits.pack(naive.side_of(decoder, x)))
+    expected = cpu.by_cells(decoder, dy, y, sidebits.pack(naive.side_of(decoder, x)))
     before = torch.get_num_threads()
     results: list[torch.Tensor] = []
 
-    def work() -> None:
-        results.append(cpu.backward(decoder, dy, y, cpu.pack(decoder, x)))
+    def work(first: int = 0) -> None:
+        packed = cpu.pack(threshold(name), x[first:])
+        results.append(torch.cat([expected[:first], cpu.by_cells(decoder, dy[first:], y[first:], packed)]))
 
     try:
         for threads in (1, 2, 3):
             torch.set_num_threads(threads)
             work()
-            workers = [threading.Thread(target=work) for _ in range(3)]
+            workers = [threading.Thread(target=work, args=(first,)) for first in (1, 513, 1000)]
             for worker in workers:
                 worker.start()
             for worker in workers:
@@ -84,6 +192,26 @@ def test_thread_count_and_calling_thread_do_not_change_a_bit(name: str) -> None:
         torch.set_num_threads(before)
     assert len(results) == 12
     assert all(torch.equal(result, expected) for result in results)
+
+
+def test_a_forked_child_decodes_on_threads_of_its_own() -> None:
+    # In the child torch itself must not run in parallel: its OpenMP does not survive a fork.
+    code = """
+import os, torch
+from invref.decoders import load
+from invref.kernels import cpu
+torch.set_num_threads(2)
+x = torch.randn(400_000)
+y, dy = torch.nn.functional.silu(x), torch.ones_like(x)
+work = lambda: cpu.by_cells(load("silu"), dy, y, cpu.pack(-1.27, x)).numpy()
+expected = work()
+pid = os.fork()
+if pid == 0:
+    os._exit(0 if (work() == expected).all() else 3)
+print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False)
+    assert done.stdout.strip() == "0", done.stderr
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -12,9 +12,10 @@ import torch
 from torch import Tensor
 
 from invref import decoders
+from invref.autograd import Layer as Decoded
 from invref.autograd import inverted
 from invref.custom import Activation
-from invref.decoders import Clamp, Decoder
+from invref.decoders import CELLS_RIGHT, Clamp, Decoder
 from invref.formats import Format
 from invref.kernels import sidebits
 from invref.kernels.scheme import Rational, Scheme
@@ -72,7 +73,8 @@ def scheme(change: Callable[[Scheme, torch.dtype], Scheme]) -> Plant:
     def plant(target: Target) -> Layer:
         def faulty(x: Tensor) -> Tensor:
             assert target.scheme is not None
-            return inverted(x, target.native, change(target.scheme(x.dtype), x.dtype))
+            planted = change(target.scheme(x.dtype), x.dtype)
+            return inverted(x, target.native, Decoded("planted", target.native, lambda *_: planted, lambda *_: None))
 
         return faulty
 
@@ -162,14 +164,21 @@ def instead(condition: Callable[[Tensor], Tensor], value: float) -> Plant:
 
 
 def bumped(decoder: Decoder) -> Decoder:
-    """One coefficient off by 2^-18 of itself: 32 float32 ulp."""
-    numerator = (decoder.turn.numerator[0] * (1 + 2.0**-18), *decoder.turn.numerator[1:])
-    return replace(decoder, turn=replace(decoder.turn, numerator=numerator))
+    """One coefficient of a cell, a value of g near 1/2, off by 2^-18 of itself: 64 float32 ulp."""
+    row = min(range(CELLS_RIGHT), key=lambda i: abs(decoder.cells.rows[i][0] - 0.5))
+    return _with_row(decoder, row, lambda rows: (rows[0] * (1 + 2.0**-18), *rows[1:]))
+
+
+def _with_row(decoder: Decoder, index: int, change: Callable[[tuple[float, ...]], tuple[float, ...]]) -> Decoder:
+    rows = decoder.cells.rows
+    changed = (*rows[:index], change(rows[index]), *rows[index + 1 :])
+    return replace(decoder, cells=replace(decoder.cells, rows=changed))
 
 
 def sign_flipped(decoder: Decoder) -> Decoder:
-    """A segment of the rational decoder with the wrong sign."""
-    return replace(decoder, head=replace(decoder.head, numerator=tuple(-c for c in decoder.head.numerator)))
+    """A polynomial of the decoder with the wrong sign, and the segment of its rational functions that serves there."""
+    flipped = replace(decoder, head=replace(decoder.head, numerator=tuple(-c for c in decoder.head.numerator)))
+    return _with_row(flipped, CELLS_RIGHT - 3, lambda row: tuple(-c for c in row))
 
 
 def short_series(decoder: Decoder) -> Decoder:

@@ -23,7 +23,7 @@ from invref.errors import FormulaError
 from invref.formats import BY_DTYPE
 from invref.kernels import codes, slopes
 from invref.kernels.codes import Forward, Slope
-from invref.kernels.scheme import BitsOnly, Coded, CodeOf, Gradient, Scheme
+from invref.kernels.scheme import BitsOnly, Coded, CodeOf, Gradient, Scheme, Tabled
 
 FORMS = 256
 """How many activations with different parameters are remembered."""
@@ -40,7 +40,8 @@ class Form:
 
     slope: f' in float64; gradient: f' from float32 or float64 outputs and side codes; turning: (x*, y*) of a smooth
     turning point, around which float32 outputs are decoded by table; slices: whether the forward's scalar tail may
-    round otherwise than its vector code; shares: df/dp of each learnt parameter p in float64.
+    round otherwise than its vector code; shares: df/dp of each learnt parameter p in float64; curve: f'' of float64
+    inputs, where 16-bit outputs are decoded by table; bend: f'' of float64 outputs and side codes.
     """
 
     forward: Forward
@@ -53,11 +54,13 @@ class Form:
     kind: str = CLOSED
     slices: bool = True
     shares: tuple[Slope, ...] = ()
+    curve: Slope | None = None
+    bend: Gradient | None = None
 
-    def scheme(self, dtype: torch.dtype) -> Coded:
+    def scheme(self, dtype: torch.dtype) -> Scheme:
         """How tensors of this dtype are decoded."""
         if BY_DTYPE[dtype].bits == 16:
-            return Coded(TABLE, partial(_by_table, self, dtype), self.bits, self.code_of)
+            return Tabled(TABLE, partial(table, self, dtype), self.bits, self.code_of)
         assert self.gradient is not None
         gradient = self.gradient
         if dtype == torch.float32 and self.turning is not None:
@@ -91,7 +94,8 @@ def tables(form: Form, dtype: torch.dtype, device: torch.device) -> Tensor:
     """The tables of f' and of the shares, of shape (1 + shares, sides, 65536)."""
     wanted = (form.slope, *form.shares)
     sides = 1 << form.bits
-    return codes.tables(form.forward, wanted, form.code_of, sides, dtype, device, form.breaks, form.slices)
+    with plainly(device):
+        return codes.tables(form.forward, wanted, form.code_of, sides, dtype, device, form.breaks, form.slices)
 
 
 @_kept
@@ -99,11 +103,18 @@ def lowest(form: Form, device: torch.device) -> codes.Lowest:
     """The table around the turning value of a form that has one."""
     assert form.turning is not None
     sides = 1 << form.bits
-    return codes.lowest(form.forward, form.slope, form.code_of, sides, *form.turning, device, slices=form.slices)
+    with plainly(device):
+        return codes.lowest(form.forward, form.slope, form.code_of, sides, *form.turning, device, slices=form.slices)
 
 
-def _by_table(form: Form, dtype: torch.dtype, y: Tensor, side: Tensor | None) -> Tensor:
-    return codes.look_up(tables(form, dtype, y.device)[0], y, side)
+def plainly(device: torch.device) -> torch.autocast:
+    """A context for tabulating a forward in its own format: backward may run where autocast is on."""
+    return torch.autocast(device.type, enabled=False)
+
+
+def table(form: Form, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """The table of f', of shape (sides, 65536)."""
+    return tables(form, dtype, device)[0]
 
 
 def _with_lowest(form: Form, y: Tensor, side: Tensor | None) -> Tensor:
@@ -157,6 +168,8 @@ def elu(alpha: float, scale: float = 1.0, input_scale: float = 1.0, forward: For
         bits=int(mixed),
         code_of=(lambda x: x > 0) if mixed else None,
         breaks=(0.0,),
+        curve=lambda x: slopes.elu_curve(x, alpha, scale, input_scale),
+        bend=lambda y, side: torch.where(y > 0 if side is None else side.bool(), 0.0, input_scale * left(y)),
     )
 
 
@@ -200,6 +213,10 @@ def softplus(beta: float, threshold: float) -> Form:
         above = y * beta > threshold if side is None else side.bool()
         return torch.where(above, 1.0, -torch.expm1(-beta * y))
 
+    def bend(y: Tensor, side: Tensor | None) -> Tensor:
+        above = y * beta > threshold if side is None else side.bool()
+        return torch.where(above, 0.0, -beta * torch.exp(-beta * y) * torch.expm1(-beta * y))
+
     return Form(
         partial(functional.softplus, beta=beta, threshold=threshold),
         lambda x: slopes.softplus(x, beta, threshold),
@@ -207,19 +224,33 @@ def softplus(beta: float, threshold: float) -> Form:
         bits=int(linear),
         code_of=code_of if linear else None,
         breaks=(threshold / beta,),
+        curve=lambda x: slopes.softplus_curve(x, beta, threshold),
+        bend=bend,
     )
 
 
 @keep
 def softsign() -> Form:
     """Softsign: (1 - |y|)^2."""
-    return Form(functional.softsign, slopes.softsign, lambda y, _: (1 - y.abs()).square())
+    return Form(
+        functional.softsign,
+        slopes.softsign,
+        lambda y, _: (1 - y.abs()).square(),
+        curve=slopes.softsign_curve,
+        bend=lambda y, _: -2 * torch.sign(y) * (1 - y.abs()) ** 3,
+    )
 
 
 @keep
 def logsigmoid() -> Form:
     """Log-sigmoid: 1 - exp(y)."""
-    return Form(functional.logsigmoid, lambda x: torch.sigmoid(-x), lambda y, _: -torch.expm1(y))
+    return Form(
+        functional.logsigmoid,
+        lambda x: torch.sigmoid(-x),
+        lambda y, _: -torch.expm1(y),
+        curve=lambda x: -torch.sigmoid(x) * torch.sigmoid(-x),
+        bend=lambda y, _: torch.exp(y) * torch.expm1(y),
+    )
 
 
 @keep
@@ -232,7 +263,19 @@ def sqrtsoftplus() -> Form:
         # Below 1e-10 the square may underflow, and the quotient is y / 2.
         return torch.where(y < 1e-10, y / 2, gate / (2 * y))
 
-    return Form(native.sqrtsoftplus, slopes.sqrtsoftplus, gradient, breaks=(SMOOTH,))
+    def bend(y: Tensor, _: Tensor | None) -> Tensor:
+        square = y * y
+        gate = torch.where(square > SMOOTH, 1.0, -torch.expm1(-square))
+        return torch.where(y < 1e-10, y / 4, gate * ((1 - gate) - gate / (2 * square)) / (2 * y))
+
+    return Form(
+        native.sqrtsoftplus,
+        slopes.sqrtsoftplus,
+        gradient,
+        breaks=(SMOOTH,),
+        curve=slopes.sqrtsoftplus_curve,
+        bend=bend,
+    )
 
 
 @keep
@@ -249,7 +292,16 @@ def laplace(mu: float, sigma: float) -> Form:
         z = torch.special.ndtri(y.double())
         return (torch.exp(-z * z / 2) / (sigma * math.sqrt(2 * math.pi))).to(y.dtype)
 
-    return Form(partial(native.laplace, mu=mu, sigma=sigma), lambda x: slopes.laplace(x, mu, sigma), gradient)
+    def bend(y: Tensor, _: Tensor | None) -> Tensor:
+        return slopes.laplace_curve(torch.special.ndtri(y), 0.0, 1.0) / (sigma * sigma)
+
+    return Form(
+        partial(native.laplace, mu=mu, sigma=sigma),
+        lambda x: slopes.laplace(x, mu, sigma),
+        gradient,
+        curve=lambda x: slopes.laplace_curve(x, mu, sigma),
+        bend=bend,
+    )
 
 
 @keep
@@ -261,15 +313,22 @@ def _relu2(sided: bool) -> Form:
         bits=int(sided),
         code_of=(lambda x: x > 0) if sided else None,
         breaks=(0.0,),
+        # No curve, and so no table: of inputs whose square underflows the middle of 0 and 2 would be nobody's.
+        bend=lambda y, side: torch.where(y > 0 if side is None else side.bool(), torch.full_like(y, 2.0), 0.0),
     )
 
 
-def relu2(dtype: torch.dtype) -> Coded:
+def relu2_form(dtype: torch.dtype) -> Form:
     """The square of relu: 2 sqrt(y). Outputs that overflow give a finite gradient.
 
     float16 takes a side bit: squares of inputs up to 1.7e-4 underflow there, whose gradient the plateau must not share.
     """
-    return _relu2(dtype == torch.float16).scheme(dtype)
+    return _relu2(dtype == torch.float16)
+
+
+def relu2(dtype: torch.dtype) -> Scheme:
+    """The scheme of `relu2_form`."""
+    return relu2_form(dtype).scheme(dtype)
 
 
 @keep
@@ -285,8 +344,20 @@ def hardswish() -> Form:
         root = torch.sqrt((y + 0.375).clamp(min=0) * (2 / 3))
         return torch.where(side.bool(), torch.where(y > 3, 1.0, root), torch.where(y < 0, -root, 0.0))
 
+    def bend(y: Tensor, side: Tensor | None) -> Tensor:
+        assert side is not None
+        return torch.where(torch.where(side.bool(), y <= 3, y < 0), torch.full_like(y, 1 / 3), 0.0)
+
     return Form(
-        functional.hardswish, slopes.hardswish, gradient, 1, code_of, breaks=(-3.0, 3.0), turning=(-1.5, -0.375)
+        functional.hardswish,
+        slopes.hardswish,
+        gradient,
+        1,
+        code_of,
+        breaks=(-3.0, 3.0),
+        turning=(-1.5, -0.375),
+        curve=slopes.hardswish_curve,
+        bend=bend,
     )
 
 
@@ -319,8 +390,12 @@ def leaky_relu(negative_slope: float) -> Scheme:
     """1 above 0, else the slope; a negative slope makes all outputs positive: a side bit instead of the output."""
     if negative_slope < 0:
         return BitsOnly((negative_slope, 1.0), lambda x: x > 0)
-    slope = torch.tensor(negative_slope, dtype=torch.float64)
-    return _exactly(lambda y: torch.where(y > 0, torch.ones_like(slope), slope.to(y.device)))
+
+    def values(y: Tensor) -> Tensor:
+        slope = torch.tensor(negative_slope, dtype=torch.float64, device=y.device)
+        return torch.where(y > 0, torch.ones_like(slope), slope)
+
+    return _exactly(values)
 
 
 @keep

@@ -18,9 +18,10 @@ import torch
 from torch import Tensor
 
 from invref.formats import BY_DTYPE, FORMATS, Format
-from invref.kernels.scheme import CodeOf
 
 Forward = Callable[[Tensor], Tensor]
+CodeOf = Callable[[Tensor], Tensor]
+"""Inputs (n,) -> their side codes, bool or uint8 (n,)."""
 Slope = Callable[[Tensor], Tensor]
 """Inputs as float64 (n,) -> f'(x) as float64 (n,), for ±inf and NaN what the framework's layer gives as gradient."""
 
@@ -29,6 +30,8 @@ Array = npt.NDArray[np.float64]
 PATTERNS = 1 << 16
 SLICE = 7
 """Shorter than any vector register, so that every element goes through the scalar tail."""
+WIDEST = 64
+"""No vector register holds more elements of 16 bits and the unrolled loop around it."""
 SPAN = 7
 """How many ulp around a turning value are decoded by table in float32."""
 NOTHING = 2.0**-24
@@ -239,10 +242,12 @@ def _special(
 ) -> None:
     """What inputs ±inf and NaN decode to, where no finite input gives the same code."""
     x = torch.tensor([np.inf, -np.inf, np.nan], dtype=fmt.dtype, device=device)
-    patterns = forward(x).view(torch.uint16).to(torch.int64).cpu().numpy()
-    slopes, codes = slope(x.double()).cpu().numpy(), _codes(code_of, x).cpu().numpy()
+    # In vector code, and each alone in scalar code, which may differ at an infinity.
+    outputs = torch.cat([forward(x.repeat_interleave(WIDEST))[::WIDEST], *(forward(part) for part in x.split(1))])
+    patterns = outputs.view(torch.uint16).to(torch.int64).cpu().numpy()
+    slopes, sides = slope(x.double()).repeat(2).cpu().numpy(), _codes(code_of, x).repeat(2).cpu().numpy()
     nans = np.flatnonzero(torch.arange(PATTERNS).to(torch.uint16).view(fmt.dtype).isnan().numpy())
-    for pattern, g, code in zip(patterns, slopes, codes, strict=True):
+    for pattern, g, code in zip(patterns, slopes, sides, strict=True):
         cells = nans if pattern in nans else np.array([pattern])
         values[code, cells[~produced.reshape(values.shape)[code, cells]]] = g
 

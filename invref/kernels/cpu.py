@@ -1,98 +1,275 @@
-"""The naive decoder for float32 on the CPU, compiled by Numba: one pass, no temporaries, same bits as `naive`.
+"""The fast kernels of the CPU: packing by a threshold, decoding on cells (float32) and by table (16 bit).
 
-Works on flat contiguous arrays in blocks of side bits; large arrays are cut into as many runs of blocks as torch has
-threads. The kernels release the interpreter lock. Must not know autograd or formulas.
+Compiled by Numba around steps of 16 lanes (`vectors`), with no temporaries but blocks of 512 elements, in as many runs
+as torch has threads; they release the interpreter lock. Elements are those of the flat tensor in the given order of
+axes, whatever the strides: blocks of strided tensors, and the last one, pass through a buffer. The result of an element
+depends on nothing but its own inputs. Must not know autograd or formulas.
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, wait
 from functools import cache
 from itertools import pairwise
 from typing import Any
 
-import numba
 import numpy as np
 import torch
+from numba import types
+from numba.extending import intrinsic
 from torch import Tensor
 
-from invref.decoders import Decoder
+from invref.decoders import CELLS_LEFT, CELLS_RIGHT, DEGREE, Decoder
+from invref.kernels.codes import Lowest
 from invref.kernels.compiled import compiled
 from invref.kernels.sidebits import BITS, BLOCK, LANES, size
+from invref.kernels.vectors import BYTE, DOUBLE, ENTRIES, FLOAT, HALF, INT, WORD, Row, Vector, spread
+from invref.kernels.vectors import LANES as STEP
 
-SERIAL = 1 << 15
+SERIAL = 1 << 17
 """Arrays up to this length run in the calling thread: handing work out costs more than it saves."""
+QUIET, HIGHEST = 0x7FC0, 0x7F800000
+"""bfloat16's NaN, and float32's infinity."""
+
+_WORDS = {torch.bfloat16: torch.uint16, torch.float16: torch.int16}
 
 
-@compiled(error_model="numpy")
-def _pack(x: Any, threshold: Any, packed: Any, first: int, stop: int) -> None:
-    for block in range(first, stop):
-        start = block * BLOCK
-        row = packed[block * LANES : block * LANES + LANES]
-        row[:] = 0
-        if start + BLOCK <= x.size:
-            for k in range(BITS):
-                lane = x[start + k * LANES : start + k * LANES + LANES]
-                for j in range(LANES):
-                    row[j] |= np.uint8((lane[j] > threshold) & (lane[j] < np.inf)) << np.uint8(k)
-        else:
-            for i in range(x.size - start):
-                row[i % LANES] |= np.uint8((x[start + i] > threshold) & (x[start + i] < np.inf)) << np.uint8(i // LANES)
+def _array(x: Tensor) -> Any:
+    """A tensor as the kernels see it: bfloat16 as unsigned words, float16 as signed ones, which tells them apart."""
+    words = _WORDS.get(x.dtype)
+    return (x.detach() if words is None else x.detach().view(words)).numpy()
 
 
-@numba.njit(nogil=True, error_model="numpy", inline="always")  # type: ignore[untyped-decorator]
-def _pick(c: Any, k: int, tail: Any, head: Any) -> Any:
-    return c[k] if tail else (c[k + 24] if head else c[k + 12])
+# Steps of 16 elements
 
 
-@numba.njit(nogil=True, error_model="numpy", inline="always")  # type: ignore[untyped-decorator]
-def _derivative(y: Any, right: Any, s: Any, c: Any) -> Any:
-    # Line by line the algorithm of naive.derivative, for one element; s: the scalars, c: the three segments in a row.
-    zero, one = np.float32(0.0), np.float32(1.0)
-    high, low, cut, base, slope, tail_y, head_t, end_t = s
-    d = (y - high) - low
-    d = base + slope * (d if d > zero else zero) if d < cut else d
-    tail = (not right) & (y > tail_y)
-    root = np.sqrt(-y if tail else d)
-    u = root if tail | right else -root
-    u = end_t if u > end_t else u
-    head = u > head_t
-    m = y if tail else (end_t - u if head else u)
-    z = u - _pick(c, 0, tail, head)
-    p = _pick(c, 7, tail, head)
-    p = p * z + _pick(c, 6, tail, head)
-    p = p * z + _pick(c, 5, tail, head)
-    p = p * z + _pick(c, 4, tail, head)
-    p = p * z + _pick(c, 3, tail, head)
-    p = p * z + _pick(c, 2, tail, head)
-    p = p * z + _pick(c, 1, tail, head)
-    q = _pick(c, 11, tail, head)
-    q = q * z + _pick(c, 10, tail, head)
-    q = q * z + _pick(c, 9, tail, head)
-    q = q * z + _pick(c, 8, tail, head)
-    q = q * z + one
-    return (one if head else zero) + m * (p / q)
+def _loaded(row: Row, index: Any) -> Vector:
+    """16 numbers; those of the 16-bit formats as float32."""
+    value = row.load(index)
+    if row.element is HALF:
+        return value.widened(FLOAT)
+    return (value.widened(INT) << 16).reinterpreted(FLOAT) if row.element is WORD else value
 
 
-@compiled(error_model="numpy")
-def _backward(dy: Any, y: Any, packed: Any, scalars: Any, coefficients: Any, dx: Any, first: int, stop: int) -> None:
-    bits = np.empty(LANES, np.uint8)
-    for block in range(first, stop):
-        row = packed[block * LANES : block * LANES + LANES]
+def _stored(row: Row, index: Any, value: Vector) -> None:
+    """Rounds to nearest even and stores; any NaN becomes the quiet one in bfloat16."""
+    if row.element is HALF:
+        value = value.narrowed(HALF)
+    elif row.element is WORD:
+        bits = value.reinterpreted(INT)
+        rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
+        value = (bits & 0x7FFFFFFF).above(HIGHEST).choose(QUIET, rounded).narrowed(WORD)
+    row.store(index, value)
+
+
+_ELEMENTS = {types.float32: FLOAT, types.float64: DOUBLE, types.uint16: WORD, types.int16: HALF, types.uint8: BYTE}
+
+
+def _rows(context: Any, builder: Any, signature: Any, values: Any, count: int) -> list[Row]:
+    kinds = signature.args[:count]
+    return [Row(context, builder, k, v, _ELEMENTS[k.dtype]) for k, v in zip(kinds, values[:count], strict=True)]
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def _pack_step(typing: Any, x: Any, packed: Any, start: Any, byte: Any, threshold: Any) -> Any:
+    """16 bytes of a block: bit k of byte j says whether element 64 k + j lies above the threshold, below infinity."""
+
+    def generate(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+        inputs, out = _rows(context, builder, signature, values, 2)
+        limit = spread(builder, values[4])
+        total: Vector | None = None
         for k in range(BITS):
-            start = block * BLOCK + k * LANES
-            mask = np.uint8(1 << k)
-            # A loop of its own: shifts inside the next one would be done on 64-bit integers, at twice the time.
-            for j in range(LANES):
-                bits[j] = row[j] & mask
-            if start + LANES <= y.size:
-                y_, dy_, dx_ = y[start : start + LANES], dy[start : start + LANES], dx[start : start + LANES]
-                for j in range(LANES):
-                    dx_[j] = dy_[j] * _derivative(y_[j], bits[j] != 0, scalars, coefficients)
+            v = _loaded(inputs, builder.add(values[2], values[2].type(LANES * k)))
+            inside = (v > limit) & (v < float("inf"))
+            bit = out.load(values[3])
+            bit = inside.choose(bit.filled(1 << k), bit.filled(0))
+            total = bit if total is None else total | bit
+        assert total is not None
+        out.store(values[3], total)
+        return context.get_dummy_value()
+
+    return types.void(x, packed, start, byte, threshold), generate
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def _cells_step(
+    typing: Any, dy: Any, y: Any, packed: Any, table: Any, dx: Any, start: Any, byte: Any, bit: Any, scalars: Any
+) -> Any:
+    """dx = dy * g(y, s), with g on the cells of a decoder; the algorithm of `decoders.Cells`, step by step."""
+
+    def generate(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+        dys, ys, bits, cells, out = _rows(context, builder, signature, values, 5)
+        at, byte_at, mask = values[5], values[6], spread(builder, builder.trunc(values[7], BYTE))
+        numbers = (spread(builder, builder.extract_value(values[8], i)) for i in range(len(_SCALARS)))
+        high, low, cut, base, slope, split, end, right_scale, left_scale, tail_scale = numbers
+        v = ys.load(at)
+        right = (bits.load(byte_at) & mask).above(0)
+        d = (v - high) - low
+        d = (d < cut).choose(base + slope * (d > 0.0).choose(d, 0.0), d)
+        tail = ~right & (v > split)
+        u = tail.choose(-v, d).sqrt()
+        u = (u > end).choose(end, u)
+        scale = right.choose(right_scale, tail.choose(tail_scale, left_scale))
+        from_side = tail.choose(u.filled(_FROM_TAIL), _FROM_LEFT)
+        place = u.times_plus(scale, right.choose(0.0, from_side))
+        cell = place.truncated()
+        z = place - cell.as_float()
+        g = cells.look_up(ENTRIES * DEGREE, cell)
+        for power in range(DEGREE - 1, -1, -1):
+            g = g.times_plus(z, cells.look_up(ENTRIES * power, cell))
+        out.store(at, dys.load(at) * (g * tail.choose(v, 1.0)))
+        return context.get_dummy_value()
+
+    return types.void(dy, y, packed, table, dx, start, byte, bit, scalars), generate
+
+
+_FROM_LEFT, _FROM_TAIL = CELLS_RIGHT + 1, CELLS_RIGHT + 1 + CELLS_LEFT
+_SCALARS = ("high", "low", "cut", "base", "slope", "split", "end", "right", "left", "tail")
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def _table_step(typing: Any, dy: Any, y: Any, table: Any, dx: Any, codes: Any, start: Any, code: Any) -> Any:
+    """dx = dy times the table's entry for the pattern of y and its side code."""
+
+    def generate(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+        dys, _, entries, out, sides = _rows(context, builder, signature, values, 5)
+        patterns = Row(context, builder, signature.args[1], values[1], WORD)
+        index = patterns.load(values[5]).widened(INT) | (sides.load(values[6]).widened(INT) << 16)
+        _stored(out, values[5], _loaded(dys, values[5]) * entries.gather(index))
+        return context.get_dummy_value()
+
+    return types.void(dy, y, table, dx, codes, start, code), generate
+
+
+# Loops over blocks
+
+
+@compiled(error_model="numpy")
+def _take(x: Any, shape: Any, strides: Any, start: int, out: Any) -> None:
+    """out[i] = element start + i of a strided array, of which x is the storage; out may be shorter."""
+    axes = shape.size
+    place = np.empty(axes, np.int64)
+    rest, at = start, 0
+    for axis in range(axes - 1, -1, -1):
+        place[axis] = rest % shape[axis]
+        rest //= shape[axis]
+        at += place[axis] * strides[axis]
+    done = 0
+    while done < out.size:
+        count = min(out.size - done, shape[axes - 1] - place[axes - 1])
+        for i in range(count):
+            out[done + i] = x[at + i * strides[axes - 1]]
+        done += count
+        place[axes - 1] += count
+        at += count * strides[axes - 1]
+        for axis in range(axes - 1, 0, -1):
+            if place[axis] == shape[axis]:
+                at += strides[axis - 1] - place[axis] * strides[axis]
+                place[axis] = 0
+                place[axis - 1] += 1
+
+
+@compiled(error_model="numpy")
+def _pack(x: Any, shape: Any, strides: Any, n: int, threshold: Any, packed: Any, first: int, stop: int) -> None:
+    buffer = np.zeros(BLOCK, x.dtype)
+    for block in range(first, stop):
+        start, count = block * BLOCK, min(BLOCK, n - block * BLOCK)
+        if shape.size == 0 and count == BLOCK:
+            for group in range(LANES // STEP):
+                _pack_step(x, packed, start + group * STEP, block * LANES + group * STEP, threshold)
+        else:
+            if shape.size == 0:
+                buffer[:count] = x[start : start + count]
             else:
-                for j in range(y.size - start):
-                    dx[start + j] = dy[start + j] * _derivative(y[start + j], bits[j] != 0, scalars, coefficients)
+                _take(x, shape, strides, start, buffer[:count])
+            for group in range(LANES // STEP):
+                _pack_step(buffer, packed, group * STEP, block * LANES + group * STEP, threshold)
+            if count < BLOCK:
+                # What lay in the rest of the buffer must not show.
+                for j in range(LANES):
+                    full, part = count // LANES, count % LANES
+                    packed[block * LANES + j] &= np.uint8((1 << (full + (1 if j < part else 0))) - 1)
+
+
+@compiled(error_model="numpy")
+def _cells(
+    dy: Any, shape: Any, strides: Any, y: Any, packed: Any, table: Any, scalars: Any, lowest: Any, first_ordinal: int,
+    dx: Any, first: int, stop: int,
+) -> None:  # fmt: skip
+    dy_, y_, dx_ = np.zeros(BLOCK, dy.dtype), np.zeros(BLOCK, y.dtype), np.zeros(BLOCK, dx.dtype)
+    for block in range(first, stop):
+        start, count = block * BLOCK, min(BLOCK, y.size - block * BLOCK)
+        if shape.size == 0 and count == BLOCK:
+            for group in range(BLOCK // STEP):
+                byte, bit = block * LANES + group % (LANES // STEP) * STEP, group // (LANES // STEP)
+                _cells_step(dy, y, packed, table, dx, start + group * STEP, byte, 1 << bit, scalars)
+            if lowest.shape[1]:
+                _patch(dy[start : start + count], y, start, packed, block, lowest, first_ordinal, dx)
+        else:
+            if shape.size == 0:
+                dy_[:count] = dy[start : start + count]
+            else:
+                _take(dy, shape, strides, start, dy_[:count])
+            y_[:count] = y[start : start + count]
+            for group in range(BLOCK // STEP):
+                byte, bit = block * LANES + group % (LANES // STEP) * STEP, group // (LANES // STEP)
+                _cells_step(dy_, y_, packed, table, dx_, group * STEP, byte, 1 << bit, scalars)
+            dx[start : start + count] = dx_[:count]
+            if lowest.shape[1]:
+                _patch(dy_[:count], y, start, packed, block, lowest, first_ordinal, dx)
+
+
+@compiled(error_model="numpy")
+def _patch(dy: Any, y: Any, start: int, packed: Any, block: int, lowest: Any, first_ordinal: int, dx: Any) -> None:
+    """Outputs next to the turning value decode to lowest[side, ordinal - first_ordinal] instead."""
+    width = lowest.shape[1]
+    patterns = y[start : start + dy.size].view(np.int32)
+    near: Any = 0
+    for i in range(dy.size):
+        ordinal = patterns[i] ^ ((patterns[i] >> 31) & 0x7FFFFFFF)
+        near += np.uint32(ordinal - first_ordinal) < np.uint32(width)
+    if near == 0:
+        return
+    for i in range(dy.size):
+        ordinal = patterns[i] ^ ((patterns[i] >> 31) & 0x7FFFFFFF)
+        index = np.int64(ordinal) - np.int64(first_ordinal)
+        if 0 <= index < width:
+            side = (packed[block * LANES + i % LANES] >> (i // LANES)) & 1
+            dx[start + i] = dy[i] * lowest[side, index]
+
+
+@compiled(error_model="numpy")
+def _by_table(
+    dy: Any, shape: Any, strides: Any, y: Any, planes: Any, table: Any, dx: Any, first: int, stop: int
+) -> None:
+    dy_, y_, dx_ = np.zeros(BLOCK, dy.dtype), np.zeros(BLOCK, y.dtype), np.zeros(BLOCK, dx.dtype)
+    codes = np.zeros(BLOCK, np.uint8)
+    for block in range(first, stop):
+        for bit in range(planes.shape[0]):
+            plane = planes[bit, block * LANES : block * LANES + LANES]
+            for k in range(BITS):
+                lane = codes[k * LANES : k * LANES + LANES]
+                for j in range(LANES):
+                    side = ((plane[j] >> np.uint8(k)) & np.uint8(1)) << np.uint8(bit)
+                    lane[j] = side | lane[j] if bit else side
+        start, count = block * BLOCK, min(BLOCK, y.size - block * BLOCK)
+        if shape.size == 0 and count == BLOCK:
+            for group in range(BLOCK // STEP):
+                _table_step(dy, y, table, dx, codes, start + group * STEP, group * STEP)
+        else:
+            if shape.size == 0:
+                dy_[:count] = dy[start : start + count]
+            else:
+                _take(dy, shape, strides, start, dy_[:count])
+            y_[:count] = y[start : start + count]
+            for group in range(BLOCK // STEP):
+                _table_step(dy_, y_, table, dx_, codes, group * STEP, group * STEP)
+            dx[start : start + count] = dx_[:count]
+
+
+# Runs of blocks on threads
 
 
 @cache
@@ -100,10 +277,14 @@ def _pool(threads: int) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(threads, thread_name_prefix="invref")
 
 
-def _in_runs(kernel: Callable[[int, int], None], n: int) -> None:
+# A child process has none of its parent's threads.
+os.register_at_fork(after_in_child=_pool.cache_clear)
+
+
+def in_runs(kernel: Callable[[int, int], None], n: int) -> None:
+    """Calls kernel(first, stop) for blocks that cover n elements, on as many threads as torch uses."""
     blocks = -(-n // BLOCK)
-    threads = min(torch.get_num_threads(), blocks)
-    if n <= SERIAL or threads == 1:
+    if n <= SERIAL or (threads := min(torch.get_num_threads(), blocks)) == 1:
         kernel(0, blocks)
         return
     cuts = [blocks * i // threads for i in range(threads + 1)]
@@ -114,28 +295,66 @@ def _in_runs(kernel: Callable[[int, int], None], n: int) -> None:
         future.result()
 
 
-@cache
-def _constants(decoder: Decoder, fmt: str) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
-    clamp, (high, low) = decoder.clamps[fmt], decoder.turning_value(np.float32)
-    scalars = (high, low, clamp.cut, clamp.base, clamp.slope, decoder.tail_y, decoder.head_t, decoder.end_t)
-    segments = (decoder.tail, decoder.turn, decoder.head)
-    coefficients = (v for s in segments for v in (s.centre, *s.numerator, *s.denominator))
-    return tuple(map(np.float32, scalars)), tuple(map(np.float32, coefficients))
+# What the other rooms call
 
 
-def pack(decoder: Decoder, x: Tensor) -> Tensor:
-    """Packed side bits of a flat contiguous float32 tensor."""
-    packed = torch.empty(size(x.numel()), dtype=torch.uint8)
-    x_, packed_ = x.numpy(), packed.numpy()
-    threshold = decoder.threshold(np.float32)
-    _in_runs(lambda a, b: _pack(x_, threshold, packed_, a, b), x.numel())
+_FLAT = np.zeros(0, np.int64)
+
+
+def _strided(x: Tensor) -> tuple[Any, Any, Any]:
+    """The storage a tensor spans, its shape and its strides; a contiguous one is flat, with neither."""
+    if x.is_contiguous():
+        return _array(x if x.dim() == 1 else x.view(-1)), _FLAT, _FLAT
+    span = 1 + sum((length - 1) * stride for length, stride in zip(x.shape, x.stride(), strict=True))
+    storage = x.as_strided((span,), (1,))
+    return _array(storage), np.array(x.shape, np.int64), np.array(x.stride(), np.int64)
+
+
+def pack(threshold: float, x: Tensor) -> Tensor:
+    """Packed side bits, whether threshold < x < inf, of a tensor in row-major order of its axes; any strides."""
+    n = x.numel()
+    packed = torch.empty(size(n), dtype=torch.uint8)
+    if n:
+        storage, shape, strides = _strided(x)
+        limit = np.float64(threshold) if x.dtype == torch.float64 else np.float32(threshold)
+        packed_ = packed.numpy()
+        in_runs(lambda a, b: _pack(storage, shape, strides, n, limit, packed_, a, b), n)
     return packed
 
 
-def backward(decoder: Decoder, dy: Tensor, y: Tensor, packed: Tensor) -> Tensor:
-    """dy * g(y, s) of flat contiguous float32 tensors."""
+@cache
+def _constants(decoder: Decoder) -> tuple[tuple[Any, ...], Any]:
+    clamp, (high, low), cells = decoder.clamps["float32"], decoder.turning_value(np.float32), decoder.cells
+    scalars = (high, low, clamp.cut, clamp.base, clamp.slope, cells.split, decoder.end_t, *cells.scales)
+    table = np.array(cells.rows, dtype=np.float32).T.reshape(-1).copy()
+    return tuple(map(np.float32, scalars)), table
+
+
+_NONE = np.zeros((0, 0), np.float32)
+
+
+def by_cells(decoder: Decoder, dy: Tensor, y: Tensor, packed: Tensor, lowest: Lowest | None = None) -> Tensor:
+    """dy * g(y, s) in float32; dy: any strides, y: flat and contiguous, both in the order of `packed`."""
     dx = torch.empty_like(y)
-    scalars, coefficients = _constants(decoder, "float32")
-    dy_, y_, packed_, dx_ = dy.numpy(), y.numpy(), packed.numpy(), dx.numpy()
-    _in_runs(lambda a, b: _backward(dy_, y_, packed_, scalars, coefficients, dx_, a, b), y.numel())
+    if y.numel():
+        scalars, table = _constants(decoder)
+        values, first_ordinal = (_NONE, 0) if lowest is None else (lowest.values.numpy(), lowest.first)
+        (dy_, shape, strides), y_, packed_, dx_ = _strided(dy), _array(y), packed.numpy(), _array(dx)
+        in_runs(
+            lambda a, b: _cells(
+                dy_, shape, strides, y_, packed_, table, scalars, values, first_ordinal, dx_, a, b
+            ),
+            y.numel(),
+        )  # fmt: skip
+    return dx
+
+
+def by_table(table: Tensor, dy: Tensor, y: Tensor, packed: Tensor | None, bits: int) -> Tensor:
+    """dy times the derivative that a table (sides, 65536) of float32 holds for each code; dy, y of one 16-bit dtype."""
+    dx = torch.empty_like(y)
+    if y.numel():
+        n = y.numel()
+        planes = np.zeros((0, 0), np.uint8) if packed is None else packed.numpy().reshape(bits, -1)
+        (dy_, shape, strides), y_, dx_, entries = _strided(dy), _array(y), _array(dx), table.view(-1).numpy()
+        in_runs(lambda a, b: _by_table(dy_, shape, strides, y_, planes, entries, dx_, a, b), n)
     return dx

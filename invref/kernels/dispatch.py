@@ -1,51 +1,110 @@
-"""Which kernel serves a tensor: Newton for float64, the compiled one for float32 on the CPU, the naive one elsewhere.
+"""Which kernel serves a tensor, the only place that knows there are several.
 
-Takes and returns flat tensors; this is the only place that knows there are several kernels.
+On the CPU the compiled kernels of `cpu`, where Numba is there; on a GPU those of `gpu`, where Triton is; Newton's
+method for float64; elsewhere the naive algorithm and plain table look-ups, on the CPU in cache-sized chunks. Guarantees
+that side codes are read in the layout in which the same kind of tensor packed them.
 """
 
 from __future__ import annotations
 
-from torch import Tensor, cat, empty_like, float32, float64
+import warnings
+from functools import cache
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, empty_like, float32, float64
 
 from invref.decoders import Decoder
 from invref.formats import BY_DTYPE
-from invref.kernels import naive, sidebits
+from invref.kernels import codes, gpu, naive, sidebits
 
 CHUNK = 128 * sidebits.BLOCK
 """Elements at a time on the CPU: temporaries then stay in the cache, and small beside the tensor."""
 
 
-def _compiled(x: Tensor) -> bool:
-    return x.dtype == float32 and x.device.type == "cpu"
+@cache
+def compiled() -> Any:
+    """The module of compiled CPU kernels; None, and once a warning, where Numba is missing."""
+    try:
+        from invref.kernels import cpu
+    except ImportError:
+        warnings.warn(
+            "Numba is not importable: invref decodes with plain torch operations, which is several times slower "
+            "(pip install numba)",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+        return None
+    return cpu
+
+
+def size(n: int, dtype: torch.dtype, device: torch.device) -> int:
+    """How many bytes the side bits of n elements of a decoder take."""
+    if device.type == "cuda" and gpu.available(torch.empty(0, dtype=dtype, device=device)):
+        return gpu.size(n, dtype)
+    return sidebits.size(n)
 
 
 def pack(decoder: Decoder, x: Tensor) -> Tensor:
-    """Packed side bits of the flat inputs x."""
-    if _compiled(x):
-        from invref.kernels import cpu
-
-        return cpu.pack(decoder, x)
+    """Packed side bits of the inputs x (n,), or of any shape and strides on the CPU in row-major order."""
+    kind = np.float64 if x.dtype == float64 else np.float32
+    if x.device.type == "cpu" and (cpu := compiled()):
+        packed: Tensor = cpu.pack(float(decoder.threshold(kind)), x)
+        return packed
+    if gpu.available(x):
+        return gpu.pack(decoder, x)
     if x.dtype == float64:
         from invref.kernels.newton import side_of
     else:
         from invref.kernels.naive import side_of
     parts = [sidebits.pack(side_of(decoder, part)) for part in _chunks(x)]
-    return parts[0] if len(parts) == 1 else cat(parts)
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
-def backward(decoder: Decoder, dy: Tensor, y: Tensor, packed: Tensor) -> Tensor:
-    """dy * g(y, s) for flat tensors dy and y of one dtype and the bytes that `pack` gave."""
-    if _compiled(y):
-        from invref.kernels import cpu
+def unpack(packed: Tensor, y: Tensor) -> Tensor:
+    """The side bits that `pack` gave for the inputs of the outputs y (n,): uint8 (n,)."""
+    if gpu.available(y):
+        return gpu.unpack(packed, y.numel(), y.dtype)
+    return sidebits.unpack(packed, y.numel())
 
-        return cpu.backward(decoder, dy, y, packed)
-    parts = _chunks(y)
-    if len(parts) == 1:
-        return _decode(decoder, dy, y, packed)
+
+def backward(decoder: Decoder, dy: Tensor, y: Tensor, packed: Tensor, lowest: codes.Lowest | None = None) -> Tensor:
+    """dy * g(y, s) for flat tensors dy and y of one dtype and the bytes that `pack` gave.
+
+    lowest: what float32 outputs next to the turning value decode to instead.
+    """
+    if y.device.type == "cpu" and y.dtype == float32 and (cpu := compiled()):
+        dx: Tensor = cpu.by_cells(decoder, dy, y, packed, lowest)
+        return dx
+    if gpu.available(y):
+        dx = gpu.backward(decoder, dy, y, packed)
+    else:
+        dx = empty_like(y)
+        bits = packed.split(CHUNK // sidebits.BITS) if y.device.type == "cpu" else (packed,)
+        for part, dy_part, y_part, bits_part in zip(_chunks(dx), _chunks(dy), _chunks(y), bits, strict=True):
+            part.copy_(_decode(decoder, dy_part, y_part, bits_part))
+    if lowest is not None:
+        inside, values = lowest.find(y, unpack(packed, y))
+        dx = torch.where(inside, dy * values, dx)
+    return dx
+
+
+def by_table(table: Tensor, dy: Tensor, y: Tensor, packed: Tensor | None, bits: int) -> Tensor:
+    """dy times the derivative that a table (sides, 65536) holds for each output; dy, y (n,) of one 16-bit dtype."""
+    if y.device.type == "cpu" and (cpu := compiled()):
+        dx: Tensor = cpu.by_table(table, dy, y, packed, bits)
+        return dx
     dx = empty_like(y)
-    bits = packed.split(CHUNK // sidebits.BITS)
-    for part, dy_part, y_part, bits_part in zip(_chunks(dx), _chunks(dy), parts, bits, strict=True):
-        part.copy_(_decode(decoder, dy_part, y_part, bits_part))
+    planes = None if packed is None else packed.view(bits, -1)
+    start = 0
+    for part, dy_part, y_part in zip(_chunks(dx), _chunks(dy), _chunks(y), strict=True):
+        n, first = part.numel(), start // sidebits.BITS
+        sides = None
+        if planes is not None:
+            sides = sidebits.unpack(planes[:, first : first + sidebits.size(n)].reshape(-1), n, bits)
+        part.copy_(codes.decode(table, dy_part, y_part, sides))
+        start += n
     return dx
 
 

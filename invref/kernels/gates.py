@@ -18,10 +18,10 @@ from invref import bins, native
 from invref.decoders import load
 from invref.errors import FormulaError
 from invref.formats import BY_DTYPE
-from invref.kernels import binscheme, closed, slopes, solve
+from invref.kernels import binscheme, closed, dispatch, gpu, naive, slopes, solve
 from invref.kernels.closed import Form, keep
 from invref.kernels.codes import Forward, Slope
-from invref.kernels.scheme import Rational, Scheme, parts
+from invref.kernels.scheme import ROOT, Scheme
 
 DIP = -0.16997
 """Just above the least value of GELU."""
@@ -31,74 +31,90 @@ SETTLED = 9.0
 
 def _sided(name: str, forward: Forward, slope: Slope, breaks: tuple[float, ...] = ()) -> Form:
     """A gate with one minimum: the side bit says whether x lies right of it."""
-    turning = float(load(name).turning_x)
+    decoder = load(name)
     return Form(
         forward,
         slope,
         bits=1,
-        code_of=lambda x: (x.float() > turning) & (x < math.inf),
+        code_of=partial(naive.side_of, decoder),
         breaks=breaks,
-        turning=(turning, float(load(name).turning_y)),
+        turning=(float(decoder.turning_x), float(decoder.turning_y)),
     )
 
 
-@keep
-def _form(name: str) -> Form:
-    if name == "mish":
-        return _sided(name, functional.mish, slopes.mish)
-    if name == "quick_gelu":
-        return _sided(name, native.quick_gelu, partial(slopes.silu, scale=1.702))
-    if name == "gelu_new":
-        return _sided(name, native.gelu_new, slopes.gelu_tanh)
-    return _sided(name, native.gelu_fast, partial(slopes.gelu_tanh, scale=0.7978845608))
+_TANH = 0.7978845608
+"""sqrt(2 / pi) as `gelu_fast` rounds it."""
 
-
-def gate(name: str, dtype: torch.dtype) -> Scheme:
-    """mish, quick_gelu, gelu_new or gelu_fast."""
-    if BY_DTYPE[dtype].bits == 16:
-        return _form(name).scheme(dtype)
-    rational = Rational(load(name))
-    return _Repaired(rational, _form(name)) if name in COARSE and dtype == torch.float32 else rational
-
+_FORMS: dict[str, tuple[Forward, Slope]] = {
+    "gelu": (functional.gelu, slopes.gelu),
+    "gelu_tanh": (native.gelu_tanh, slopes.gelu_tanh),
+    "silu": (functional.silu, slopes.silu),
+    "mish": (functional.mish, slopes.mish),
+    "quick_gelu": (native.quick_gelu, partial(slopes.silu, scale=1.702)),
+    "gelu_new": (native.gelu_new, slopes.gelu_tanh),
+    "gelu_fast": (native.gelu_fast, partial(slopes.gelu_tanh, scale=_TANH)),
+}
 
 COARSE = ("mish",)
 """Whose float32 forward errs by several ulp around the turning value, more than a clamp can answer for."""
 
 
-@dataclass(frozen=True)
-class _Repaired:
-    """A rational decoder whose float32 outputs next to the turning value are decoded by table."""
+@keep
+def _form(name: str) -> Form:
+    return _sided(name, *_FORMS[name])
 
-    inner: Rational
-    form: Form
+
+@dataclass(frozen=True)
+class Gate:
+    """A gate with one minimum: the same side bit in every format and on every device, decoded as suits them best.
+
+    In 16 bit by a table on the CPU, in float64 by Newton's method, else by the decoder that ships.
+    """
+
+    name: str
+    dtype: torch.dtype
     bits: int = field(default=1, init=False)
     keeps_output: bool = field(default=True, init=False)
-    kind: str = field(default="rational in the signed root", init=False)
+
+    @property
+    def kind(self) -> str:
+        """That of the CPU."""
+        if BY_DTYPE[self.dtype].bits == 16:
+            return closed.TABLE
+        return "Newton's method" if self.dtype == torch.float64 else ROOT
 
     def pack(self, x: Tensor) -> Tensor:
-        """One side bit an element."""
-        return self.inner.pack(x)
+        """One side bit an element: whether x lies right of the turning point."""
+        return dispatch.pack(load(self.name), x)
+
+    def fused(self, x: Tensor) -> tuple[Tensor, Tensor] | None:
+        """The outputs (n,) and packed side bits of flat inputs (n,) in one pass, where a GPU has a kernel for it."""
+        return gpu.forward(self.name, x) if self.name in gpu.OWN and gpu.available(x) else None
 
     def backward(self, dy: Tensor, y: Tensor | None, packed: Tensor | None) -> Tensor:
         """dy * g(y, s)."""
-        assert y is not None
-        dx = self.inner.backward(dy, y, packed)
-        lowest = closed.lowest(self.form, y.device)
-        for part, side in parts(dy.numel(), packed, self.bits, dy.device):
-            inside, values = lowest.find(y[part], side)
-            dx[part] = torch.where(inside, dy[part] * values, dx[part])
-        return dx
+        assert y is not None and packed is not None
+        decoder, form = load(self.name), _form(self.name)
+        if BY_DTYPE[y.dtype].bits == 16 and not gpu.available(y):
+            return dispatch.by_table(closed.table(form, y.dtype, y.device), dy, y, packed, 1)
+        patched = y.dtype == torch.float32 and self.name in COARSE
+        return dispatch.backward(decoder, dy, y, packed, closed.lowest(form, y.device) if patched else None)
+
+
+def gate(name: str, dtype: torch.dtype) -> Scheme:
+    """gelu, gelu_tanh, silu, mish, quick_gelu, gelu_new or gelu_fast."""
+    return Gate(name, dtype)
 
 
 @dataclass(frozen=True)
 class _Clipped:
-    """A rational decoder with gradient 0 where the output has reached `top`."""
+    """A gate with gradient 0 where the output has reached `top`."""
 
-    inner: Rational
+    inner: Gate
     top: float
     bits: int = field(default=1, init=False)
     keeps_output: bool = field(default=True, init=False)
-    kind: str = field(default="rational in the signed root", init=False)
+    kind: str = field(default=ROOT, init=False)
 
     def pack(self, x: Tensor) -> Tensor:
         """One side bit an element."""
@@ -137,7 +153,7 @@ def clipped_gelu(low: float, high: float, dtype: torch.dtype) -> Scheme:
         )
     if BY_DTYPE[dtype].bits == 16:
         return _clipped(low, high).scheme(dtype)
-    return _Clipped(Rational(load("gelu")), high)
+    return _Clipped(Gate("gelu", dtype), high)
 
 
 def _shrunk(x: Tensor) -> Tensor:

@@ -1,7 +1,8 @@
 """The decoder to read: from a stored output and its side bit to the derivative, in plain torch operations.
 
-This is the algorithm of the whole project; every fast kernel agrees with it bit for bit. It runs on any device, in
-float32 arithmetic without fused multiply-adds, and must not know formulas or how the coefficients were found.
+This is the algorithm of the whole project. The GPU's kernels agree with it bit for bit; the CPU's evaluate g on a grid
+of polynomials instead (`decoders.Cells`), within the certified bounds of both. It runs on any device, in float32
+arithmetic without fused multiply-adds, and must not know formulas or how the coefficients were found.
 """
 
 from __future__ import annotations

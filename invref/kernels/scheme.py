@@ -15,11 +15,11 @@ from torch import Tensor
 
 from invref.decoders import Decoder
 from invref.kernels import dispatch, sidebits
+from invref.kernels.codes import CodeOf as CodeOf
 
 MOST_BITS = 4
 
-CodeOf = Callable[[Tensor], Tensor]
-"""Inputs (n,) -> their side codes, bool or uint8 (n,)."""
+ROOT = "polynomials in the signed root"
 
 Gradient = Callable[[Tensor, Tensor | None], Tensor]
 """(outputs (n,), side codes uint8 (n,) or None) -> the derivative (n,): float64 for float64 outputs, else float32."""
@@ -49,12 +49,12 @@ class Scheme(Protocol):
 
 @dataclass(frozen=True)
 class Rational:
-    """One smooth minimum and its decoder: rational functions of the signed root, as `naive` spells out."""
+    """One smooth minimum and its decoder: polynomials or rational functions of the signed root."""
 
     decoder: Decoder
     bits: int = field(default=1, init=False)
     keeps_output: bool = field(default=True, init=False)
-    kind: str = field(default="rational in the signed root", init=False)
+    kind: str = field(default=ROOT, init=False)
 
     def pack(self, x: Tensor) -> Tensor:
         """One side bit an element: whether x lies right of the turning point."""
@@ -64,6 +64,29 @@ class Rational:
         """dy * g(y, s)."""
         assert y is not None and packed is not None
         return dispatch.backward(self.decoder, dy, y, packed)
+
+
+@dataclass(frozen=True)
+class Tabled:
+    """A derivative looked up: 16-bit outputs and their side codes have one entry each, calibrated on the forward.
+
+    table: float32 (2**bits, 65536) for a device.
+    """
+
+    kind: str
+    table: Callable[[torch.device], Tensor]
+    bits: int = 0
+    code_of: CodeOf | None = None
+    keeps_output: bool = field(default=True, init=False)
+
+    def pack(self, x: Tensor) -> Tensor | None:
+        """The side codes of x, packed plane by plane."""
+        return packed(self.code_of, self.bits, x)
+
+    def backward(self, dy: Tensor, y: Tensor | None, packed: Tensor | None) -> Tensor:
+        """dy times the entry, rounded once."""
+        assert y is not None
+        return dispatch.by_table(self.table(y.device), dy, y, packed, self.bits)
 
 
 @dataclass(frozen=True)
