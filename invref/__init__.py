@@ -4,6 +4,7 @@ import importlib
 from typing import Any
 
 from invref import functional as functional
+from invref.errors import needing
 from invref.nn import CELU as CELU
 from invref.nn import ELU as ELU
 from invref.nn import GELU as GELU
@@ -76,7 +77,9 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     # The exact engines load sympy, mpmath and flint: only when they are asked for.
     if name in ("enclosure", "reference"):
-        return importlib.import_module(f"invref.{name}")
+        with needing(f"invref.{name}"):
+            return importlib.import_module(f"invref.{name}")
     if name == "from_formula":
-        return importlib.import_module("invref.custom").from_formula
+        with needing(f"invref.{name}"):
+            return importlib.import_module("invref.custom").from_formula
     raise AttributeError(f"module 'invref' has no attribute {name!r}")

@@ -25,6 +25,7 @@ Forward = Callable[[Tensor], Tensor]
 Second = Callable[[Tensor, Tensor | None], Tensor]
 """(outputs (n,), packed side codes) -> f''(x) (n,), in float64 for float64 outputs, else in float32."""
 
+_batched_gradient: Callable[[Tensor], bool] = torch._C._functorch.is_legacy_batchedtensor
 _functorch_active: Callable[[], bool] = getattr(torch._C, "_are_functorch_transforms_active", lambda: True)
 
 
@@ -33,13 +34,15 @@ class Layer:
     """What the gradient of an activation with its arguments is decoded from, and how.
 
     key: a text from which any process makes the same layer; forward: y of x, out of place; scheme, second: for a dtype
-    on a device, and of that dtype: None where f'' is 0 everywhere; `second` raises TwiceError where there is none.
+    on a device, and of that dtype: None where f'' is 0 everywhere; `second` raises TwiceError where there is none;
+    promoted: the kinds of device on which autocast has the forward turn 16-bit inputs into float32.
     """
 
     key: str
     forward: Forward
     scheme: Callable[[torch.dtype, torch.device], Scheme]
     second: Callable[[torch.dtype, torch.device], Second | None]
+    promoted: tuple[str, ...] = ()
 
 
 def checked(name: str, x: Tensor) -> None:
@@ -89,13 +92,15 @@ class _Inverted(Function):
             # Moves no data, and raises what autograd has against writing into x before anything is written.
             with torch.enable_grad():
                 x.copy_(x)
-            packed = layer.scheme(x.dtype, x.device).pack(flat(x, memory_order(x)))
+            packed = layer.scheme(x.dtype, x.device).pack(ordered(x, memory_order(x)))
             y = forward(x)
+        elif x.is_cuda and not _promoted(x, layer) and (both := _fused(x, layer)) is not None:
+            y, packed = both
         else:
             y = forward(x)
             # Under autocast the forward may return another dtype than it was given.
             source = x if y.dtype == x.dtype else x.to(y.dtype)
-            packed = layer.scheme(y.dtype, y.device).pack(flat(source, memory_order(y)))
+            packed = layer.scheme(y.dtype, y.device).pack(ordered(source, memory_order(y)))
         return y, packed, y.detach()
 
     @staticmethod
@@ -136,6 +141,21 @@ class _Inverted(Function):
 
 _apply = super(Function, _Inverted).apply
 """Without torch.func's transforms there are no default arguments to bind, which costs as much as all the rest."""
+
+
+def _promoted(x: Tensor, layer: Layer) -> bool:
+    kind = x.device.type
+    return kind in layer.promoted and torch.is_autocast_enabled(kind)
+
+
+def _fused(x: Tensor, layer: Layer) -> tuple[Tensor, Tensor] | None:
+    """The output and the side codes in one pass over a dense tensor, where the scheme has a kernel for that."""
+    fused, order = getattr(layer.scheme(x.dtype, x.device), "fused", None), memory_order(x)
+    whole = ordered(x, order)
+    if fused is None or not whole.is_contiguous() or whole.dim() > 1:
+        return None
+    both = fused(whole)
+    return None if both is None else (shaped(both[0], x.shape, order), both[1])
 
 
 class _Decode(Function):
@@ -236,11 +256,15 @@ def _batched(
 
 def decode(dy: Tensor, kept: Tensor | None, packed: Tensor | None, layer: Layer, order: list[int] | None) -> Tensor:
     """dx of dy, from the output (None where it is not kept) and the side codes in an order of axes, or in memory's."""
+    if _batched_gradient(dy):
+        # Under is_grads_batched; linear in dy, whose batch is out of reach of the kernels.
+        ones = torch.ones(dy.shape, dtype=dy.dtype, device=dy.device)
+        return dy * decode(ones, kept, packed, layer, order)
     like = dy if kept is None else kept
     order = memory_order(like) if order is None else order
     scheme = layer.scheme(like.dtype, like.device)
-    decoded = scheme.backward(flat(dy, order), flat(like, order) if scheme.keeps_output else None, packed)
-    return shaped(decoded, dy.shape, order)
+    decoded = scheme.backward(ordered(dy, order), flat(like, order) if scheme.keeps_output else None, packed)
+    return decoded if dy.dim() == 1 else shaped(decoded, dy.shape, order)
 
 
 def memory_order(x: Tensor) -> list[int]:
@@ -253,12 +277,25 @@ def memory_order(x: Tensor) -> list[int]:
 
 def flat(x: Tensor, order: list[int]) -> Tensor:
     """x as a contiguous tensor of shape (n,), its axes in the given order."""
-    return x.resolve_neg().permute(order).reshape(-1)
+    return ordered(x, order).reshape(-1).contiguous()
+
+
+def ordered(x: Tensor, order: list[int]) -> Tensor:
+    """x with its axes in the given order, of shape (n,) where contiguous then: a copy of a lazy minus only."""
+    if x.is_neg():
+        x = x.resolve_neg()
+    if order != _PLAIN[: len(order)]:
+        x = x.permute(order)
+    return x.view(-1) if len(order) != 1 and x.is_contiguous() else x
 
 
 def shaped(values: Tensor, shape: Sequence[int], order: list[int]) -> Tensor:
     """Flat values in the given order of axes as a tensor of that shape."""
-    if len(order) < 2:
-        return values.view(shape)
+    if order == _PLAIN[: len(order)]:
+        return values if len(order) == 1 else values.view(shape)
     inverse = sorted(range(len(order)), key=order.__getitem__)
     return values.view([shape[axis] for axis in order]).permute(inverse)
+
+
+_PLAIN = list(range(64))
+"""The axes in their own order; torch has tensors of at most 64."""

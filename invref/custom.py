@@ -47,8 +47,8 @@ class Activation:
     """An activation made from a formula: call it on tensors, or take `module()` for a model.
 
     Keeps its output and `bits` side bits per element for backward, instead of its input. Tensors of any shape, in
-    bfloat16, float16, float32 and float64; strides are preserved as torch preserves them. Differentiating twice raises
-    TwiceError. Two equal calls give equal bits.
+    bfloat16, float16, float32 and float64; strides are preserved as torch preserves them. Two equal calls give equal
+    bits. Differentiating three times raises TwiceError.
     """
 
     def __init__(self, formula: Formula, decoder: Bins, value: Checked, slope: Checked) -> None:
@@ -56,6 +56,7 @@ class Activation:
         self._value, self._slope = value, slope
         self._schemes: dict[tuple[torch.dtype, torch.device], Scheme] = {}
         self._curve: Checked | None = None
+        self._seconds: dict[torch.dtype, Second] = {}
         arguments = [formula.text, formula.name, [[key, str(value)] for key, value in formula.parameters]]
         self.key = f"{layers.FORMULA} {json.dumps(arguments)}"
         self._layer = Layer(self.key, self.forward, self.scheme, self._second)
@@ -113,8 +114,10 @@ class Activation:
                 )
         return binscheme.scheme(self.bins, self.forward, self._value, self._slope, dtype, device)
 
-    def _second(self, dtype: torch.dtype, device: torch.device) -> Second:
+    def _second(self, dtype: torch.dtype, _: torch.device) -> Second:
         """How f'' is decoded; made at first use, in seconds. TwiceError where float64 does not give it."""
+        if dtype in self._seconds:
+            return self._seconds[dtype]
         if self._curve is None:
             try:
                 with _refusing(self.name):
@@ -124,15 +127,13 @@ class Activation:
         curve, solved = self._curve, binscheme.Solved(self.bins, self._value, self._slope)
         edges = binned.thresholds(self.bins, dtype)
         breaks = tuple(float(edge.at) for edge in self.bins.edges)
-        return Second(
-            self.forward,
-            curve,
-            lambda y, side: solved.at_input(curve, y, side),
-            self.bits,
-            binscheme.sides_of(edges),
-            breaks,
-            slices=False,
-        )
+
+        def decode(y: Tensor, side: Tensor | None) -> Tensor:
+            return solved.at_input(curve, y, side)
+
+        code_of = binscheme.sides_of(edges)
+        self._seconds[dtype] = Second(self.forward, curve, decode, self.bits, code_of, breaks, slices=False)
+        return self._seconds[dtype]
 
     def native(self, x: Tensor) -> Tensor:
         """The same formula by plain autograd in the dtype of x: what a user has without invref."""

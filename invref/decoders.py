@@ -101,7 +101,7 @@ class Decoder:
 
     def threshold(self, kind: Float) -> Any:
         """The largest float of the given kind that is not above x*: inputs above it lie on the right piece."""
-        return _not_above(self.turning_x, kind)
+        return _not_above(self.turning_x, kind)  # type: ignore[arg-type]
 
 
 @cache

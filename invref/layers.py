@@ -28,6 +28,12 @@ from invref.kernels.second import Dip, Second
 
 MOST = 256
 """How many layers with different arguments are remembered."""
+PROMOTED = {"softplus": ("cuda",), "sqrtsoftplus": ("cuda",), "gelu_new": ("cuda",), "relu2": ("cuda",)}
+"""Layers that autocast computes in float32, by kind of device: those whose forward calls softplus or pow.
+
+Source: the list AT_FORALL_FP32 in torch's aten/src/ATen/autocast_mode.h, for CUDA; that of the CPU, in
+autocast_mode.cpp, has no activation.
+"""
 FORMULA = "formula"
 """The first word of keys that `invref.custom` reads."""
 
@@ -53,7 +59,8 @@ def get(key: str) -> Layer:
     forward, scheme, second_of = _MAKERS[name](*(float(word) for text in rest for word in text.split()))
     # One pair a dtype: schemes are the same on every device.
     schemes, seconds = lru_cache(maxsize=None)(scheme), lru_cache(maxsize=None)(second_of)
-    return Layer(key, forward, lambda dtype, _: schemes(dtype), lambda dtype, _: seconds(dtype))
+    promoted = PROMOTED.get(name, ())
+    return Layer(key, forward, lambda dtype, _: schemes(dtype), lambda dtype, _: seconds(dtype), promoted)
 
 
 def _formed(form: Form) -> Made:

@@ -18,15 +18,9 @@ from torch.utils._python_dispatch import _disable_current_modes
 from invref import layers
 from invref.autograd import Forward, Layer, decode, flat
 from invref.errors import TwiceError
-from invref.kernels import sidebits
+from invref.kernels import dispatch, gates, sidebits
 from invref.kernels.scheme import Scheme
 
-PROMOTED = {"cuda": ("softplus", "sqrtsoftplus", "gelu_new", "relu2")}
-"""Layers for which autocast turns 16-bit inputs into float32, by device: those whose forward calls softplus or pow.
-
-Source: the lists AT_FORALL_FP32 and, for the CPU, KERNEL_CPU(..., fp32) in torch's aten/src/ATen/autocast_mode.h and
-autocast_mode.cpp, of which the latter has no activation.
-"""
 NARROW = (torch.float16, torch.bfloat16)
 
 
@@ -40,7 +34,7 @@ def inverted(
     if forward is not None and not (torch.is_grad_enabled() and x.requires_grad):
         return forward(x)
     kind = x.device.type
-    if x.dtype in NARROW and name in PROMOTED.get(kind, ()) and torch.is_autocast_enabled(kind):
+    if x.dtype in NARROW and kind in layers.PROMOTED.get(name, ()) and torch.is_autocast_enabled(kind):
         x = x.float()
     # Not one text: a graph for varying numbers has no texts of them.
     y: Tensor = torch.ops.invref.forward(x, name, [float(a) for a in arguments], graph_order(x))[0]
@@ -85,8 +79,11 @@ def _forward(x: Tensor, name: str, arguments: list[float], order: list[int]) -> 
 
 
 def _forward_shapes(x: Tensor, name: str, arguments: list[float], order: list[int]) -> tuple[Tensor, Tensor]:
-    bits = _scheme(x, name, arguments).bits
-    return torch.empty_like(x), x.new_empty(bits * sidebits.size(x.numel()), dtype=torch.uint8)
+    scheme, n = _scheme(x, name, arguments), x.numel()
+    # A gate's one bit has the layout of the device's kernels, all other codes that of `sidebits`.
+    gate = isinstance(scheme, gates.Gate)
+    size = dispatch.size(n, x.dtype, x.device) if gate else scheme.bits * sidebits.size(n)
+    return torch.empty_like(x), x.new_empty(size, dtype=torch.uint8)
 
 
 @torch.library.impl(_LIBRARY, "backward", "CompositeExplicitAutograd")

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from invref.bins import Bins
-from invref.kernels import binned, codes, solve
+from invref.kernels import binned, codes, dispatch, solve
 from invref.kernels.scheme import Coded, CodeOf, Scheme, Tabled, packed, parts
 
 Function = Callable[[Tensor], Tensor]
@@ -37,7 +37,8 @@ class Binned:
 
     def pack(self, x: Tensor) -> Tensor | None:
         """The side codes of x, packed plane by plane."""
-        if self.bits and x.device.type == "cpu":
+        x = x.reshape(-1).contiguous()
+        if self.bits and x.device.type == "cpu" and dispatch.compiled():
             from invref.kernels import binned_cpu
 
             return binned_cpu.pack(self.edges, self.bits, x)
@@ -46,7 +47,8 @@ class Binned:
     def backward(self, dy: Tensor, y: Tensor | None, packed: Tensor | None) -> Tensor:
         """dy times the derivative."""
         assert y is not None
-        if y.device.type == "cpu":
+        dy = dy.reshape(-1).contiguous()
+        if y.device.type == "cpu" and dispatch.compiled():
             from invref.kernels import binned_cpu
 
             return binned_cpu.backward(self.tables, dy, y, packed, self.bits)

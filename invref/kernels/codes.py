@@ -74,9 +74,7 @@ def tables(
     fmt = BY_DTYPE[dtype]
     x = fmt.tensor(fmt.first_ordinal, fmt.finite_count).to(device)
     at_break = torch.isin(x.double(), torch.tensor(breaks, dtype=torch.float64, device=x.device))
-    outputs = (
-        (forward(x), torch.cat([forward(part) for part in x.split(SLICE)])) if slices and x.is_cpu else (forward(x),)
-    )
+    outputs = _outputs(forward, x, slices)
     cells = [(y.view(torch.uint16).to(torch.int64) + PATTERNS * _codes(code_of, x)).cpu().numpy() for y in outputs]
     aside = at_break.cpu().numpy()
     made = []
@@ -147,9 +145,7 @@ def lowest(
     centre = fmt.ordinal(turning_y)
     x = _around(forward, fmt, turning_x, centre, 2 * span).to(device)
     slopes: Array = slope(x.double()).cpu().numpy()
-    outputs = (
-        (forward(x), torch.cat([forward(part) for part in x.split(SLICE)])) if slices and x.is_cpu else (forward(x),)
-    )
+    outputs = _outputs(forward, x, slices)
     count = 2 * span + 1
     codes = _codes(code_of, x).cpu()
     ranges = []
@@ -166,6 +162,21 @@ def lowest(
         else:
             row[:] = 0.0
     return Lowest(centre - span, torch.from_numpy(values.astype(np.float32)).to(device))
+
+
+def _outputs(forward: Forward, x: Tensor, slices: bool) -> tuple[Tensor, ...]:
+    """The outputs of the vector code, and of the scalar tail where there is one.
+
+    On one thread: threads that wait for each other would make thousands of short calls slow on a busy machine.
+    """
+    if not (slices and x.is_cpu):
+        return (forward(x),)
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        return forward(x), torch.cat([forward(part) for part in x.split(SLICE)])
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _codes(code_of: CodeOf | None, x: Tensor) -> Tensor:

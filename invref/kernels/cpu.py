@@ -39,7 +39,8 @@ _WORDS = {torch.bfloat16: torch.uint16, torch.float16: torch.int16}
 def _array(x: Tensor) -> Any:
     """A tensor as the kernels see it: bfloat16 as unsigned words, float16 as signed ones, which tells them apart."""
     words = _WORDS.get(x.dtype)
-    return (x.detach() if words is None else x.detach().view(words)).numpy()
+    x = x.detach() if x.requires_grad else x
+    return (x if words is None else x.view(words)).numpy()
 
 
 # Steps of 16 elements
@@ -94,15 +95,13 @@ def _pack_step(typing: Any, x: Any, packed: Any, start: Any, byte: Any, threshol
 
 
 @intrinsic  # type: ignore[untyped-decorator]
-def _cells_step(
-    typing: Any, dy: Any, y: Any, packed: Any, table: Any, dx: Any, start: Any, byte: Any, bit: Any, scalars: Any
-) -> Any:
+def _cells_step(typing: Any, dy: Any, y: Any, packed: Any, cells: Any, dx: Any, start: Any, byte: Any, bit: Any) -> Any:
     """dx = dy * g(y, s), with g on the cells of a decoder; the algorithm of `decoders.Cells`, step by step."""
 
     def generate(context: Any, builder: Any, signature: Any, values: Any) -> Any:
-        dys, ys, bits, cells, out = _rows(context, builder, signature, values, 5)
+        dys, ys, bits, table, out = _rows(context, builder, signature, values, 5)
         at, byte_at, mask = values[5], values[6], spread(builder, builder.trunc(values[7], BYTE))
-        numbers = (spread(builder, builder.extract_value(values[8], i)) for i in range(len(_SCALARS)))
+        numbers = (table.spread(ENTRIES * (DEGREE + 1) + i) for i in range(SCALARS))
         high, low, cut, base, slope, split, end, right_scale, left_scale, tail_scale = numbers
         v = ys.load(at)
         right = (bits.load(byte_at) & mask).above(0)
@@ -116,17 +115,18 @@ def _cells_step(
         place = u.times_plus(scale, right.choose(0.0, from_side))
         cell = place.truncated()
         z = place - cell.as_float()
-        g = cells.look_up(ENTRIES * DEGREE, cell)
+        g = table.look_up(ENTRIES * DEGREE, cell)
         for power in range(DEGREE - 1, -1, -1):
-            g = g.times_plus(z, cells.look_up(ENTRIES * power, cell))
+            g = g.times_plus(z, table.look_up(ENTRIES * power, cell))
         out.store(at, dys.load(at) * (g * tail.choose(v, 1.0)))
         return context.get_dummy_value()
 
-    return types.void(dy, y, packed, table, dx, start, byte, bit, scalars), generate
+    return types.void(dy, y, packed, cells, dx, start, byte, bit), generate
 
 
 _FROM_LEFT, _FROM_TAIL = CELLS_RIGHT + 1, CELLS_RIGHT + 1 + CELLS_LEFT
-_SCALARS = ("high", "low", "cut", "base", "slope", "split", "end", "right", "left", "tail")
+SCALARS = 10
+"""Numbers that follow the table of coefficients: y* in two parts, the clamp, the split, `end_t` and the scales."""
 
 
 @intrinsic  # type: ignore[untyped-decorator]
@@ -195,7 +195,7 @@ def _pack(x: Any, shape: Any, strides: Any, n: int, threshold: Any, packed: Any,
 
 @compiled(error_model="numpy")
 def _cells(
-    dy: Any, shape: Any, strides: Any, y: Any, packed: Any, table: Any, scalars: Any, lowest: Any, first_ordinal: int,
+    dy: Any, shape: Any, strides: Any, y: Any, packed: Any, cells: Any, lowest: Any, first_ordinal: int,
     dx: Any, first: int, stop: int,
 ) -> None:  # fmt: skip
     dy_, y_, dx_ = np.zeros(BLOCK, dy.dtype), np.zeros(BLOCK, y.dtype), np.zeros(BLOCK, dx.dtype)
@@ -204,7 +204,7 @@ def _cells(
         if shape.size == 0 and count == BLOCK:
             for group in range(BLOCK // STEP):
                 byte, bit = block * LANES + group % (LANES // STEP) * STEP, group // (LANES // STEP)
-                _cells_step(dy, y, packed, table, dx, start + group * STEP, byte, 1 << bit, scalars)
+                _cells_step(dy, y, packed, cells, dx, start + group * STEP, byte, 1 << bit)
             if lowest.shape[1]:
                 _patch(dy[start : start + count], y, start, packed, block, lowest, first_ordinal, dx)
         else:
@@ -215,7 +215,7 @@ def _cells(
             y_[:count] = y[start : start + count]
             for group in range(BLOCK // STEP):
                 byte, bit = block * LANES + group % (LANES // STEP) * STEP, group // (LANES // STEP)
-                _cells_step(dy_, y_, packed, table, dx_, group * STEP, byte, 1 << bit, scalars)
+                _cells_step(dy_, y_, packed, cells, dx_, group * STEP, byte, 1 << bit)
             dx[start : start + count] = dx_[:count]
             if lowest.shape[1]:
                 _patch(dy_[:count], y, start, packed, block, lowest, first_ordinal, dx)
@@ -323,11 +323,10 @@ def pack(threshold: float, x: Tensor) -> Tensor:
 
 
 @cache
-def _constants(decoder: Decoder) -> tuple[tuple[Any, ...], Any]:
+def _constants(decoder: Decoder) -> Any:
     clamp, (high, low), cells = decoder.clamps["float32"], decoder.turning_value(np.float32), decoder.cells
     scalars = (high, low, clamp.cut, clamp.base, clamp.slope, cells.split, decoder.end_t, *cells.scales)
-    table = np.array(cells.rows, dtype=np.float32).T.reshape(-1).copy()
-    return tuple(map(np.float32, scalars)), table
+    return np.concatenate([np.array(cells.rows, dtype=np.float32).T.reshape(-1), np.array(scalars, dtype=np.float32)])
 
 
 _NONE = np.zeros((0, 0), np.float32)
@@ -336,16 +335,12 @@ _NONE = np.zeros((0, 0), np.float32)
 def by_cells(decoder: Decoder, dy: Tensor, y: Tensor, packed: Tensor, lowest: Lowest | None = None) -> Tensor:
     """dy * g(y, s) in float32; dy: any strides, y: flat and contiguous, both in the order of `packed`."""
     dx = torch.empty_like(y)
-    if y.numel():
-        scalars, table = _constants(decoder)
+    if n := y.numel():
+        cells = _constants(decoder)
         values, first_ordinal = (_NONE, 0) if lowest is None else (lowest.values.numpy(), lowest.first)
-        (dy_, shape, strides), y_, packed_, dx_ = _strided(dy), _array(y), packed.numpy(), _array(dx)
-        in_runs(
-            lambda a, b: _cells(
-                dy_, shape, strides, y_, packed_, table, scalars, values, first_ordinal, dx_, a, b
-            ),
-            y.numel(),
-        )  # fmt: skip
+        (dy_, shape, strides), y_, packed_, dx_ = _strided(dy), _array(y), packed.numpy(), dx.numpy()
+        fixed = (dy_, shape, strides, y_, packed_, cells, values, first_ordinal, dx_)
+        in_runs(lambda a, b: _cells(*fixed, a, b), n)
     return dx
 
 

@@ -41,17 +41,16 @@ def compiled() -> Any:
 
 def size(n: int, dtype: torch.dtype, device: torch.device) -> int:
     """How many bytes the side bits of n elements of a decoder take."""
-    if device.type == "cuda" and gpu.available(torch.empty(0, dtype=dtype, device=device)):
-        return gpu.size(n, dtype)
-    return sidebits.size(n)
+    return gpu.size(n, dtype) if gpu.serves(dtype, device) else sidebits.size(n)
 
 
 def pack(decoder: Decoder, x: Tensor) -> Tensor:
-    """Packed side bits of the inputs x (n,), or of any shape and strides on the CPU in row-major order."""
+    """Packed side bits of the inputs x in row-major order, any shape and strides."""
     kind = np.float64 if x.dtype == float64 else np.float32
     if x.device.type == "cpu" and (cpu := compiled()):
         packed: Tensor = cpu.pack(float(decoder.threshold(kind)), x)
         return packed
+    x = x.reshape(-1).contiguous()
     if gpu.available(x):
         return gpu.pack(decoder, x)
     if x.dtype == float64:
@@ -70,13 +69,14 @@ def unpack(packed: Tensor, y: Tensor) -> Tensor:
 
 
 def backward(decoder: Decoder, dy: Tensor, y: Tensor, packed: Tensor, lowest: codes.Lowest | None = None) -> Tensor:
-    """dy * g(y, s) for flat tensors dy and y of one dtype and the bytes that `pack` gave.
+    """dy * g(y, s) for dy in row-major order, y (n,) of one dtype and the bytes that `pack` gave.
 
     lowest: what float32 outputs next to the turning value decode to instead.
     """
     if y.device.type == "cpu" and y.dtype == float32 and (cpu := compiled()):
         dx: Tensor = cpu.by_cells(decoder, dy, y, packed, lowest)
         return dx
+    dy = dy.reshape(-1).contiguous()
     if gpu.available(y):
         dx = gpu.backward(decoder, dy, y, packed)
     else:
@@ -91,10 +91,11 @@ def backward(decoder: Decoder, dy: Tensor, y: Tensor, packed: Tensor, lowest: co
 
 
 def by_table(table: Tensor, dy: Tensor, y: Tensor, packed: Tensor | None, bits: int) -> Tensor:
-    """dy times the derivative that a table (sides, 65536) holds for each output; dy, y (n,) of one 16-bit dtype."""
+    """dy times what a table (sides, 65536) holds for each output y (n,); dy in row-major order, of the same dtype."""
     if y.device.type == "cpu" and (cpu := compiled()):
         dx: Tensor = cpu.by_table(table, dy, y, packed, bits)
         return dx
+    dy = dy.reshape(-1).contiguous()
     dx = empty_like(y)
     planes = None if packed is None else packed.view(bits, -1)
     start = 0

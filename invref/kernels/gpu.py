@@ -48,7 +48,12 @@ OWN: dict[str, Callable[[Tensor], Tensor]] = {
 
 def available(x: Tensor) -> bool:
     """Whether these kernels serve x; where only Triton is missing, or too old, a warning says so once."""
-    return x.is_cuda and x.dtype in WIDTHS and _able(x.device) and _importable()
+    return serves(x.dtype, x.device)
+
+
+def serves(dtype: torch.dtype, device: torch.device) -> bool:
+    """Whether these kernels serve tensors of a dtype on a device, as `available` has it."""
+    return device.type == "cuda" and dtype in WIDTHS and _able(device) and _importable()
 
 
 def size(n: int, dtype: torch.dtype) -> int:

@@ -41,10 +41,13 @@ class Scheme(Protocol):
         """The decoder in two or three words, as reports print it."""
 
     def pack(self, x: Tensor) -> Tensor | None:
-        """The packed side codes of the flat inputs x (n,); None without side bits."""
+        """The packed side codes of the inputs x in row-major order, any shape and strides; None without side bits."""
 
     def backward(self, dy: Tensor, y: Tensor | None, packed: Tensor | None) -> Tensor:
-        """The gradient (n,) in the dtype of dy, from dy (n,), the flat outputs if kept, and the bytes of `pack`."""
+        """The gradient (n,) in the dtype of dy, from dy, the outputs (n,) if kept, and the bytes of `pack`.
+
+        dy is read in row-major order, and may have any shape and strides.
+        """
 
 
 @dataclass(frozen=True)
@@ -106,6 +109,7 @@ class Coded:
     def backward(self, dy: Tensor, y: Tensor | None, packed: Tensor | None) -> Tensor:
         """dy times the gradient, rounded once."""
         assert y is not None
+        dy = dy.reshape(-1)
         dx = torch.empty_like(dy)
         for part, codes in parts(dy.numel(), packed, self.bits, dy.device):
             g = self.gradient(y[part], codes)
@@ -129,6 +133,7 @@ class BitsOnly:
 
     def backward(self, dy: Tensor, y: Tensor | None, packed: Tensor | None) -> Tensor:
         """dy times the value that the code stands for, rounded once."""
+        dy = dy.reshape(-1)
         wide = torch.float64 if dy.dtype == torch.float64 else torch.float32
         values = torch.tensor(self.values, dtype=wide, device=dy.device)
         dx = torch.empty_like(dy)
@@ -139,9 +144,10 @@ class BitsOnly:
 
 
 def packed(code_of: CodeOf | None, bits: int, x: Tensor) -> Tensor | None:
-    """The packed side codes of flat inputs; None where there are none."""
+    """The packed side codes of inputs in row-major order; None where there are none."""
     if code_of is None or bits == 0:
         return None
+    x = x.reshape(-1)
     planes = [sidebits.pack(code_of(x[part]), bits).view(bits, -1) for part, _ in parts(x.numel(), None, 0, x.device)]
     return planes[0].view(-1) if len(planes) == 1 else torch.cat(planes, 1).view(-1)
 

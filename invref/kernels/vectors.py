@@ -152,6 +152,12 @@ class Row:
             loaded.set_metadata("invariant.load", self.builder.module.add_metadata([]))
         return Vector(self.builder, loaded)
 
+    def spread(self, index: int) -> Vector:
+        """All lanes equal to one element, which the kernel does not write."""
+        loaded = self.builder.load(self.builder.gep(self._data, [ir.Constant(LONG, index)], inbounds=True))
+        loaded.set_metadata("invariant.load", self.builder.module.add_metadata([]))
+        return spread(self.builder, loaded)
+
     def store(self, index: Any, value: Vector) -> None:
         """Writes 16 elements."""
         self.builder.store(value.value, self._at(index)).align = 1
