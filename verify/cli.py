@@ -1,25 +1,26 @@
 """The command line: `invref-verify`, the same as `python -m verify`.
 
 Guarantees the exit codes: 0 when every bound holds, 1 when one is violated, 2 on bad input with one line that names the
-remedy, 130 when interrupted. Whatever can be wrong with the arguments is found before the work starts.
-Must not know how anything is measured.
+remedy, 130 when interrupted. Whatever can be wrong with the arguments is found before the work starts, and a package
+that is not installed stops only the subcommands that need it. Must not know how anything is measured.
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib
 import io
 import os
 import sys
 import time
 from collections.abc import Sequence
+from functools import partial
 from importlib.metadata import version
-from typing import NoReturn
+from typing import Any, NoReturn
 
-from invref.errors import InputError, InvrefError
-from verify import document, gradient_command, mutants, report, report_command
+from invref.errors import InputError, InvrefError, MissingError, needing
+from verify import document
 from verify.exits import BAD_INPUT, INTERRUPTED, PASSED, VIOLATED
-from verify.progress import Bar
 
 
 class _Parser(argparse.ArgumentParser):
@@ -35,14 +36,30 @@ def parser() -> argparse.ArgumentParser:
     result.add_argument("--version", action="version", version=f"invref {version('invref')}")
     commands = result.add_subparsers(dest="command", required=True, metavar="SUBCOMMAND")
 
-    gradient_command.add_to(commands)
-    report_command.add_to(commands)
+    for name in ("gradient", "report", "speed"):
+        _add(commands, name)
 
     faults = commands.add_parser("mutants", help="verify the verifier: every planted fault must be caught")
     faults.add_argument("names", nargs="*", metavar="NAME", help="faults to plant (default: all)")
     faults.add_argument("--json", type=document.json_path, metavar="PATH", help="write the results to PATH")
     faults.set_defaults(run=_mutants)
     return result
+
+
+def _add(commands: Any, name: str) -> None:
+    """Adds a subcommand's grammar; where it lacks a package, one that takes anything and says what to install."""
+    try:
+        with needing(f"invref-verify {name}"):
+            importlib.import_module(f"verify.{name}_command").add_to(commands)
+    except MissingError as error:
+        # No character can start an option here.
+        barred = commands.add_parser(name, help=str(error), add_help=False, prefix_chars="\0")
+        barred.add_argument("anything", nargs="*")
+        barred.set_defaults(run=partial(_refuse, error))
+
+
+def _refuse(error: MissingError, _options: argparse.Namespace) -> NoReturn:
+    raise error
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -65,6 +82,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _mutants(options: argparse.Namespace) -> int:
+    with needing("invref-verify mutants"):
+        from verify import mutants, report
+        from verify.progress import Bar
     wanted = list(mutants.chosen(options.names))
     if options.json:
         document.check_writable(options.json)

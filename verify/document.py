@@ -12,7 +12,7 @@ import platform
 import tempfile
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,7 @@ def environment(seconds: float) -> dict[str, Any]:
     """The run: versions, decoder tables, processor, cores, platform, date (UTC) and wall-clock seconds."""
     return {
         "python": platform.python_version(),
-        **{name: version(package) for name, package in _PACKAGES.items()},
+        **{name: installed(package) for name, package in _PACKAGES.items()},
         "cpu": _cpu(),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "tables": tables(),
@@ -39,6 +39,14 @@ def environment(seconds: float) -> dict[str, Any]:
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "seconds": round(seconds, 3),
     }
+
+
+def installed(package: str) -> str | None:
+    """A package's version; None where it is not installed."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
 
 
 def tables() -> dict[str, str]:

@@ -1,0 +1,174 @@
+"""Timing several contestants in turns: one sample of each a round, in an order that is turned round every time.
+
+Guarantees that every contestant has run before the first sample (so nothing is compiled inside one), that all have as
+many samples, of as many calls each, and that there are at least `LEAST`. A sample lasts `FINEST` at least, so that
+reading the clock costs less than a thousandth of it. Must not know what is timed.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import torch
+
+from verify.speed_stats import Floats
+
+Run = Callable[[], object]
+LEAST, MOST = 6, 2000
+"""Rounds: six are the fewest whose 20/80 percentiles leave out the fastest and the slowest; even, for both orders."""
+FINEST = 2e-4
+"""Seconds; two readings of the clock take 1e-7 or so."""
+WARM = 3
+"""Calls of each contestant before the first sample."""
+STAT = Path("/proc/stat")
+"""Where Linux says what its cores have done, man 5 proc_stat."""
+FLUSH = 1 << 28
+"""Bytes written between samples on a GPU: more than any second-level cache holds."""
+
+
+class Clock(Protocol):
+    """Times calls on one device."""
+
+    def __call__(self, run: Run, loops: int) -> float:
+        """Seconds that `loops` calls of `run` take."""
+
+
+class HostClock:
+    """The processor's."""
+
+    def __call__(self, run: Run, loops: int) -> float:
+        """Seconds that `loops` calls of `run` take."""
+        start = time.perf_counter()
+        for _ in range(loops):
+            run()
+        return time.perf_counter() - start
+
+
+class EventClock:
+    """A GPU's own: events on its stream, with the second-level cache emptied before every call."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        cache = int(getattr(torch.cuda.get_device_properties(device), "L2_cache_size", 0))
+        self._flush = torch.empty(max(FLUSH, 2 * cache), dtype=torch.uint8, device=device)
+
+    def __call__(self, run: Run, loops: int) -> float:
+        """Seconds that `loops` calls of `run` keep the device busy."""
+        with torch.cuda.device(self._device):
+            pairs = [tuple(torch.cuda.Event(enable_timing=True) for _ in range(2)) for _ in range(loops)]
+            for start, stop in pairs:
+                # Also gives the processor time to hand out the whole run before the device gets to it.
+                self._flush.zero_()
+                start.record()
+                run()
+                stop.record()
+            torch.cuda.synchronize(self._device)
+            return float(sum(start.elapsed_time(stop) for start, stop in pairs)) / 1e3
+
+
+def clock(device: str) -> Clock:
+    """The clock of a device, "cpu" or a CUDA device."""
+    return HostClock() if device == "cpu" else EventClock(torch.device(device))
+
+
+@dataclass(frozen=True)
+class Times:
+    """Seconds a call (rounds,) of each contestant, one round beside the other; `loops` calls a sample.
+
+    others: how many cores were busy with something else, on average; None where the system does not say.
+    """
+
+    seconds: Mapping[str, Floats]
+    loops: int
+    others: float | None = None
+
+    @property
+    def rounds(self) -> int:
+        """How many samples each has."""
+        return len(next(iter(self.seconds.values())))
+
+
+def order(names: Sequence[str], turn: int) -> list[str]:
+    """Who comes when in a round: forwards in even ones, backwards in odd ones."""
+    return list(names) if turn % 2 == 0 else list(reversed(names))
+
+
+def interleaved(
+    runs: Mapping[str, Run], clock: Clock, seconds: float, now: Callable[[], float] = time.monotonic
+) -> Times:
+    """Rounds until `seconds` are spent, `LEAST` at least and `MOST` at most, after a warm-up that does not count."""
+    for run in runs.values():
+        for _ in range(WARM):
+            run()
+    fastest = min(clock(run, 1) for run in runs.values())
+    loops = max(1, int(np.ceil(FINEST / max(fastest, 1e-9))))
+    samples: dict[str, list[float]] = {name: [] for name in runs}
+    start, busy = now(), _Busy.read()
+    with _uncollected():
+        for turn in range(MOST):
+            for name in order(list(runs), turn):
+                samples[name].append(clock(runs[name], loops) / loops)
+            if turn + 1 >= LEAST and now() - start >= seconds:
+                break
+    others = _Busy.read().others(busy)
+    return Times({name: np.array(values) for name, values in samples.items()}, loops, others)
+
+
+@dataclass(frozen=True)
+class _Busy:
+    """Seconds since the start of the system or the process: of the wall clock, of all cores at work, of our share."""
+
+    wall: float
+    cores: float | None
+    own: float
+
+    @classmethod
+    def read(cls) -> _Busy:
+        return cls(time.monotonic(), _cores_at_work(), time.process_time())
+
+    def others(self, before: _Busy) -> float | None:
+        """Cores at work for others since `before`."""
+        if self.cores is None or before.cores is None:
+            return None
+        return max(0.0, (self.cores - before.cores - self.own + before.own) / max(self.wall - before.wall, 1e-9))
+
+
+def _cores_at_work() -> float | None:
+    try:
+        words = STAT.read_text(encoding="ascii").split("\n", 1)[0].split()
+        user, nice, system, _idle, _wait, irq, soft, steal = map(int, words[1:9])
+        return (user + nice + system + irq + soft + steal) / os.sysconf("SC_CLK_TCK")
+    except (OSError, ValueError):
+        return None
+
+
+@contextmanager
+def threads(count: int) -> Iterator[None]:
+    """torch with `count` threads, and as many as before afterwards."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@contextmanager
+def _uncollected() -> Iterator[None]:
+    """Without the garbage collector, whose turns would fall on whoever comes then."""
+    was = gc.isenabled()
+    gc.collect()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was:
+            gc.enable()
