@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 RUN := $(BIN)/python -m verify
 
-.PHONY: verify verify-all reports pages readme tables mutants test test-all lint venv clean
+.PHONY: verify verify-all reports pages readme tables mutants speed transforms gpu-static test test-all lint venv clean
 
 # Every layer in the sixteen-bit formats, and GELU and SiLU over all 4,278,190,080 finite float32 inputs.
 verify: .venv/stamp
@@ -37,6 +37,18 @@ tables: .venv/stamp
 # The verifier verified: every planted fault must be caught by the check that is meant for it.
 mutants: .venv/stamp
 	$(RUN) mutants
+
+# Speed beside torch's own layers: on an idle machine.
+speed: .venv/stamp
+	$(RUN) speed --peers --out reports
+
+# Every transform of torch on every layer: docs/transforms.md.
+transforms: .venv/stamp
+	$(BIN)/python -m verify.matrix
+
+# The GPU kernels' registers, spills, loads and stores, compiled ahead of time: reports/gpu-static.md.
+gpu-static: .venv/stamp
+	$(BIN)/python -m verify.gpu_static
 
 lint: .venv/stamp
 	$(BIN)/ruff check .
