@@ -12,10 +12,10 @@ bfloat16, float16, float32 or float64. `inplace` overwrites the input; where tor
 require a gradient, its RuntimeError comes before anything is written. At x = +inf, -inf and NaN the gradient is what
 torch's vector code gives, unless a finite input has the same output and side bits: then it is that one's, and finite.
 
-Differentiating twice raises TwiceError. Where bits alone are kept (hardsigmoid, leaky_relu with a slope below 0,
+torch's transforms pass, in eager mode and in graphs (docs/transforms.md has every cell): torch.func's, forward mode,
+second derivatives; a third raises TwiceError. Where bits alone are kept (hardsigmoid, leaky_relu with a slope below 0,
 hardtanh and threshold with parameters that take a bit) the gradient is a constant to autograd unless the incoming one
-is not, which is right: the second derivative is 0. torch.func's transforms (grad, vmap and so on) are not supported
-yet: torch raises RuntimeError, which asks for `setup_context`.
+is not, which is right: the second derivative is 0. Compiled and exported graphs carry the layer as an operator.
 """
 
 from __future__ import annotations

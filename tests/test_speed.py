@@ -2,6 +2,7 @@
 
 import csv
 import json
+from contextlib import nullcontext
 from dataclasses import fields, replace
 
 import pytest
@@ -143,6 +144,35 @@ def test_the_processor_clock_calls_as_often_as_it_says():
     calls = []
     assert speed_clock.HostClock()(lambda: calls.append(1), 5) > 0
     assert len(calls) == 5
+
+
+def test_the_clock_of_a_gpu_empties_the_cache_before_every_call(monkeypatch):
+    happened = []
+
+    class Event:
+        def __init__(self, enable_timing):
+            assert enable_timing
+
+        def record(self):
+            happened.append("record")
+
+        def elapsed_time(self, _other):
+            assert happened[-1] == "synchronize"
+            return 1.5  # milliseconds
+
+    class Properties:
+        L2_cache_size = 100
+
+    monkeypatch.setattr(speed_clock, "FLUSH", 16)
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr(torch.cuda, "device", lambda _: nullcontext())
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: Properties)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda _: happened.append("synchronize"))
+    clock = speed_clock.EventClock(torch.device("cpu"))
+    assert clock._flush.numel() == 200  # twice the cache
+    monkeypatch.setattr(clock, "_flush", type("Buffer", (), {"zero_": lambda _: happened.append("flush")})())
+    assert clock(lambda: happened.append("call"), 2) == pytest.approx(3e-3)
+    assert happened == ["flush", "record", "call", "record"] * 2 + ["synchronize"]
 
 
 def test_the_number_of_threads_is_as_before_afterwards():

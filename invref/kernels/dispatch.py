@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, empty_like, float32, float64
 
 from invref.decoders import Decoder
+from invref.errors import needing
 from invref.formats import BY_DTYPE
 from invref.kernels import codes, gpu, naive, sidebits
 
@@ -54,7 +55,8 @@ def pack(decoder: Decoder, x: Tensor) -> Tensor:
     if gpu.available(x):
         return gpu.pack(decoder, x)
     if x.dtype == float64:
-        from invref.kernels.newton import side_of
+        with needing("a layer in float64"):
+            from invref.kernels.newton import side_of
     else:
         from invref.kernels.naive import side_of
     parts = [sidebits.pack(side_of(decoder, part)) for part in _chunks(x)]
@@ -116,7 +118,7 @@ def _chunks(x: Tensor) -> tuple[Tensor, ...]:
 def _decode(decoder: Decoder, dy: Tensor, y: Tensor, packed: Tensor) -> Tensor:
     side = sidebits.unpack(packed, y.numel()).bool()
     if y.dtype == float64:
-        from invref.kernels import newton
-
+        with needing("a layer in float64"):
+            from invref.kernels import newton
         return newton.backward(decoder, dy, y, side)
     return naive.backward(decoder, dy, y, side, BY_DTYPE[y.dtype].name)
