@@ -246,7 +246,8 @@ class Measured:
         np.fmin.at(least, group, run.slope)
         np.fmax.at(most, group, run.slope)
         size = np.maximum(1, np.abs(least)) + np.maximum(1, np.abs(most)) if self.relative else 2.0
-        floors: Floats = np.where(side >= 0, ((most - least) / size)[group], np.nan)
+        with np.errstate(invalid="ignore"):
+            floors: Floats = np.where(side >= 0, ((most - least) / size)[group], np.nan)
         return floors
 
 
