@@ -14,11 +14,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.autograd import forward_ad
 from torch.autograd.function import Function
 
 from invref.errors import InputError, TwiceError
 from invref.formats import BY_DTYPE, FORMATS
+from invref.kernels import sidebits
 from invref.kernels.scheme import Scheme
 
 Forward = Callable[[Tensor], Tensor]
@@ -49,6 +51,8 @@ def checked(name: str, x: Tensor) -> None:
     """InputError unless x is a tensor of one of the formats."""
     if not isinstance(x, Tensor):
         raise InputError(f"{name} takes a tensor, not {type(x).__name__}: wrap it in torch.tensor(...)")
+    if x.layout != torch.strided or x.is_nested:
+        raise InputError(f"{name} takes dense tensors, not {x.layout}: convert with x.to_dense() or to_padded_tensor()")
     if x.dtype not in BY_DTYPE:
         raise InputError(f"{name} takes {', '.join(FORMATS)}, not {x.dtype}: convert with x.float() first")
 
@@ -204,7 +208,7 @@ class _Bend(Function):
         a: Tensor, b: Tensor, kept: Tensor, packed: Tensor | None, layer: Layer, order: list[int] | None
     ) -> Tensor:
         second = layer.second(kept.dtype, kept.device)
-        if second is None:
+        if second is None or _without_numbers(kept):
             return torch.zeros_like(a)
         order = memory_order(kept) if order is None else order
         curve = second(flat(kept, order), packed)
@@ -262,9 +266,42 @@ def decode(dy: Tensor, kept: Tensor | None, packed: Tensor | None, layer: Layer,
         return dy * decode(ones, kept, packed, layer, order)
     like = dy if kept is None else kept
     order = memory_order(like) if order is None else order
+    if _without_numbers(like):
+        return shaped(dy.new_empty(dy.numel()), dy.shape, order)
     scheme = layer.scheme(like.dtype, like.device)
+    packed = _whole(dy, like, packed, scheme)
     decoded = scheme.backward(ordered(dy, order), flat(like, order) if scheme.keeps_output else None, packed)
     return decoded if dy.dim() == 1 else shaped(decoded, dy.shape, order)
+
+
+def _whole(dy: Tensor, like: Tensor, packed: Tensor | None, scheme: Scheme) -> Tensor | None:
+    """The side codes, contiguous; InputError where what was kept is not what comes back, as hooks may have it."""
+    count = -1 if packed is None else packed.numel()
+    if dy.shape != like.shape or dy.dtype != like.dtype or count != side_bytes(scheme, like):
+        raise InputError(
+            f"backward got {dy.dtype} {tuple(dy.shape)}, an output {like.dtype} {tuple(like.shape)}, {count} bytes of "
+            "side codes, which do not belong together: hooks on saved tensors must return what they were given"
+        )
+    if packed is None:
+        return None
+    if packed.dtype != torch.uint8:
+        raise InputError(f"side codes came back as {packed.dtype}: hooks on saved tensors must leave uint8 as it is")
+    return packed.contiguous()
+
+
+def side_bytes(scheme: Scheme, like: Tensor) -> int:
+    """How many bytes the side codes of an output take, -1 without any."""
+    if not scheme.bits:
+        return -1
+    # A gate's one bit has the layout of the device's kernels, all other codes that of `sidebits`.
+    own = getattr(scheme, "size", None)
+    n = like.numel()
+    return own(n, like.device) if own else scheme.bits * sidebits.size(n)
+
+
+def _without_numbers(x: Tensor) -> bool:
+    """Tensors that stand for their shape alone: on the meta device, and torch's fake ones."""
+    return x.is_meta or (type(x) is not Tensor and isinstance(x, FakeTensor))
 
 
 def memory_order(x: Tensor) -> list[int]:

@@ -16,9 +16,8 @@ from torch.autograd.function import Function
 from torch.utils._python_dispatch import _disable_current_modes
 
 from invref import layers
-from invref.autograd import Forward, Layer, decode, flat
+from invref.autograd import Forward, Layer, decode, flat, side_bytes
 from invref.errors import TwiceError
-from invref.kernels import dispatch, gates, sidebits
 from invref.kernels.scheme import Scheme
 
 NARROW = (torch.float16, torch.bfloat16)
@@ -79,11 +78,8 @@ def _forward(x: Tensor, name: str, arguments: list[float], order: list[int]) -> 
 
 
 def _forward_shapes(x: Tensor, name: str, arguments: list[float], order: list[int]) -> tuple[Tensor, Tensor]:
-    scheme, n = _scheme(x, name, arguments), x.numel()
-    # A gate's one bit has the layout of the device's kernels, all other codes that of `sidebits`.
-    gate = isinstance(scheme, gates.Gate)
-    size = dispatch.size(n, x.dtype, x.device) if gate else scheme.bits * sidebits.size(n)
-    return torch.empty_like(x), x.new_empty(size, dtype=torch.uint8)
+    size = side_bytes(_scheme(x, name, arguments), x)
+    return torch.empty_like(x), x.new_empty(max(size, 0), dtype=torch.uint8)
 
 
 @torch.library.impl(_LIBRARY, "backward", "CompositeExplicitAutograd")

@@ -167,6 +167,8 @@ def xielu(
         if alpha.numel() != 1:
             raise InputError(f"xielu takes one number as alpha, not {tuple(alpha.shape)}: use a layer for each")
     held = [torch.as_tensor(value, dtype=alpha_p.dtype, device=alpha_p.device) for value in (beta, eps)]
+    if any(value.requires_grad for value in held):
+        raise InputError("xielu takes a fixed beta and eps, for which it has no gradient: use beta.detach()")
     positive = functional.softplus(alpha_p)
     negative = held[0] + functional.softplus(alpha_n)
     if torch.compiler.is_compiling() or transformed():

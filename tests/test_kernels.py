@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
 import subprocess
 import sys
 import threading
 from fractions import Fraction
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,7 +19,8 @@ from hypothesis import strategies as st
 from invref.decoders import CELLS_LEFT, CELLS_RIGHT, Decoder, load, nearest
 from invref.formats import FORMATS
 from invref.kernels import codes, cpu, naive, newton, sidebits
-from invref.kernels.compiled import compiled
+from invref.kernels import compiled as compiled_module
+from invref.kernels.compiled import compiled, sources
 
 FLOAT32 = FORMATS["float32"]
 NAMES = ("gelu", "gelu_tanh", "silu")
@@ -240,3 +244,58 @@ def test_where_numba_finds_no_place_for_its_cache_it_compiles_all_the_same() -> 
     namespace: dict[str, object] = {}
     exec("def double(x):\n    return x + x\n", namespace)
     assert compiled()(namespace["double"])(21) == 42
+
+
+def test_cached_machine_code_belongs_to_all_the_sources_it_is_made_from() -> None:
+    stamps = [kernel._cache._cache_file._source_stamp for kernel in (cpu._pack, cpu._cells, cpu._by_table)]
+    assert all(stamp[1] == sources() for stamp in stamps)
+    folder = Path(compiled_module.__file__).parent
+    digest = hashlib.sha256()
+    for file in [*sorted(folder.glob("*.py")), folder.parent / "decoders.py", folder.parent / "bins.py"]:
+        digest.update(file.read_bytes())
+    assert sources() == digest.hexdigest()
+
+
+def program(code: str, **environment: str) -> str:
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=240, check=False,
+        env={**os.environ, **environment},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+GRADIENTS = """
+import torch, invref
+for dtype in (torch.float16, torch.bfloat16, torch.float32):
+    x = torch.linspace(-3, 3, 1001).to(dtype).requires_grad_()
+    invref.functional.silu(x).sum().backward()
+    print(x.grad.double().sum().item(), x.grad.double().square().sum().item())
+"""
+
+
+def test_a_processor_without_wide_vectors_and_half_conversions_gives_the_same_bits(tmp_path: Path) -> None:
+    generic = {"NUMBA_CPU_NAME": "generic", "NUMBA_CPU_FEATURES": "", "NUMBA_CACHE_DIR": str(tmp_path)}
+    assert program(GRADIENTS, **generic) == program(GRADIENTS)
+
+
+def test_numba_told_not_to_compile_leaves_the_work_to_torch() -> None:
+    got = [float(v) for v in program(GRADIENTS, NUMBA_DISABLE_JIT="1").split()]
+    expected = [float(v) for v in program(GRADIENTS).split()]
+    # 16-bit tables are the same; in float32 both approximations differ by their bounds and rounding, 2^-20 an element,
+    # in sums of 1,001 elements and of their squares, which are below 1.1 each.
+    assert got[:4] == expected[:4]
+    assert got[4:] == pytest.approx(expected[4:], abs=1001 * 2.2 * 2.0**-20)
+
+
+def test_backward_runs_while_the_interpreter_shuts_down() -> None:
+    code = """
+import atexit, torch, invref
+torch.set_num_threads(2)
+def last():
+    x = torch.ones(300_000, requires_grad=True)
+    invref.functional.silu(x).backward(torch.ones(300_000))
+    print(bool((x.grad == x.grad[0]).all()))
+atexit.register(last)
+"""
+    assert program(code) == "True"

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
+import math
 import pickle
 import subprocess
 import sys
+from collections.abc import Callable
 from itertools import product
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional as native
 
 import invref
@@ -342,3 +346,67 @@ def test_long_tensors_are_decoded_in_pieces_to_the_same_bits(dtype: torch.dtype)
     parts = [slice(start, start + dispatch.CHUNK) for start in starts]
     expected = torch.cat([expected_gradient("silu", x[p], y[p], torch.ones_like(y[p])) for p in parts])
     assert torch.equal(bits(dx), bits(expected))
+
+
+@names
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_hooks_may_lay_saved_tensors_out_otherwise_but_not_change_them(name: str, dtype: torch.dtype) -> None:
+    x = torch.randn(5120).to(dtype)
+    expected = run(name, x, torch.ones_like(x))[1]
+
+    def gradient(unpack: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
+        leaf = x.clone().requires_grad_()
+        with torch.autograd.graph.saved_tensors_hooks(lambda t: t, unpack):
+            LAYERS[name][0](leaf).backward(torch.ones_like(x))
+        assert leaf.grad is not None
+        return leaf.grad
+
+    assert torch.equal(gradient(lambda t: torch.stack([t, t], 1)[:, 0]), expected)
+    with pytest.raises(InputError, match="must return what they were given"):
+        gradient(lambda t: t[:64])
+    with pytest.raises(InputError, match="hooks on saved tensors"):
+        gradient(lambda t: t.float().double() if t.is_floating_point() else t)
+    with pytest.raises(InputError, match="leave uint8"):
+        gradient(lambda t: t if t.is_floating_point() else t.int())
+
+
+def test_the_operator_reads_nothing_beyond_its_tensors() -> None:
+    y, bits = torch.ones(5120), torch.zeros(640, dtype=torch.uint8)
+    for args in ((torch.ones(10), y, bits), (y, y, bits[:64]), (y, torch.ones(10), bits), (y.double(), y, bits)):
+        with pytest.raises(InputError, match="do not belong together"):
+            torch.ops.invref.backward(*args, "gelu", [], [0])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("layer", [functional.gelu, functional.mish, functional.hardswish, functional.elu])
+def test_tensors_without_numbers_pass(layer: Callable[..., torch.Tensor], dtype: torch.dtype) -> None:
+    for mode, device in ((contextlib.nullcontext(), "meta"), (FakeTensorMode(), "cpu")):
+        with mode:
+            x = torch.empty(3, 4, dtype=dtype, device=device, requires_grad=True)
+            (dx,) = torch.autograd.grad(layer(x), x, torch.empty(3, 4, dtype=dtype, device=device))
+            assert (dx.shape, dx.dtype, dx.device) == (x.shape, dtype, x.device)
+
+
+def test_what_is_cut_off_stays_at_zero_whatever_comes_in() -> None:
+    x = torch.tensor([-9.0, 0.0, 0.05, 20.0])
+    for ours, torchs in (
+        (functional.hardtanh, native.hardtanh),
+        (functional.relu6, native.relu6),
+        (functional.hardsigmoid, native.hardsigmoid),
+        (functional.hardshrink, native.hardshrink),
+        (functional.softshrink, native.softshrink),
+        (lambda v: functional.threshold(v, 0.1, 0.0), lambda v: native.threshold(v, 0.1, 0.0)),
+    ):
+        gradients = []
+        for layer in (ours, torchs):
+            leaf = x.clone().requires_grad_()
+            layer(leaf).backward(torch.full_like(x, math.inf))
+            gradients.append(leaf.grad)
+        assert torch.equal(*gradients)
+
+
+def test_sparse_and_nested_tensors_are_refused_in_one_line() -> None:
+    with pytest.raises(InputError, match="to_dense"):
+        functional.gelu(torch.eye(3).to_sparse())
+    with pytest.raises(InputError, match="to_padded_tensor"):
+        functional.gelu(torch.nested.nested_tensor([torch.ones(2), torch.ones(3)], layout=torch.jagged))

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 import sys
+from collections import Counter
 from pathlib import Path
 
 import torch
@@ -53,8 +54,9 @@ NOTES = """## What holds, and at what price
 def text(verdicts: dict[tuple[str, str], str]) -> str:
     """The page, from verdicts by title and layer."""
     titles, names = [cell.title for cell in CELLS], list(NAMES)
-    count = sum(verdict == HOLDS for verdict in verdicts.values())
-    lines = [HEAD, f"{len(verdicts)} cells, {count} of which hold.", "", "| transform | what is checked | holds for |"]
+    counts = Counter(verdicts.values())
+    counted = ", ".join(f"{counts[verdict]} {SIGNS[verdict]}" for verdict in SIGNS if counts[verdict])
+    lines = [HEAD, f"{len(verdicts)} cells: {counted}.", "", "| transform | what is checked | holds for |"]
     lines.append("|---|---|---|")
     for cell in CELLS:
         row = [verdicts[cell.title, name] for name in names]

@@ -111,6 +111,7 @@ def same(what: str, got: Tensor, expected: Tensor) -> None:
 
 def close(what: str, got: Tensor, expected: Tensor) -> None:
     """WrongError unless two float64 tensors agree as derivatives from an output can."""
+    got, expected = got.detach(), expected.detach()
     if not torch.allclose(got, expected, rtol=10 * CLOSE, atol=CLOSE):
         raise WrongError(f"{what}: {float((got - expected).abs().max()):.3g} off")
 

@@ -38,7 +38,7 @@ class Binned:
     def pack(self, x: Tensor) -> Tensor | None:
         """The side codes of x, packed plane by plane."""
         x = x.reshape(-1).contiguous()
-        if self.bits and x.device.type == "cpu" and dispatch.compiled():
+        if self.bits and dispatch.fast(x):
             from invref.kernels import binned_cpu
 
             return binned_cpu.pack(self.edges, self.bits, x)
@@ -48,7 +48,7 @@ class Binned:
         """dy times the derivative."""
         assert y is not None
         dy = dy.reshape(-1).contiguous()
-        if y.device.type == "cpu" and dispatch.compiled():
+        if dispatch.fast(y):
             from invref.kernels import binned_cpu
 
             return binned_cpu.backward(self.tables, dy, y, packed, self.bits)

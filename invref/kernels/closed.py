@@ -373,7 +373,7 @@ def _exactly(values: Exact) -> Scheme:
     def gradient(y: Tensor, _: Tensor | None) -> Tensor:
         return values(y).to(torch.float64 if y.dtype == torch.float64 else torch.float32)
 
-    return Coded(CLOSED, gradient)
+    return Coded(CLOSED, gradient, dead=True)
 
 
 def _rounded(bound: float, dtype: torch.dtype) -> float:

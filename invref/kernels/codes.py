@@ -9,6 +9,7 @@ Must not know formulas or parameters: it is given functions.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -26,6 +27,8 @@ Slope = Callable[[Tensor], Tensor]
 """Inputs as float64 (n,) -> f'(x) as float64 (n,), for ±inf and NaN what the framework's layer gives as gradient."""
 
 Array = npt.NDArray[np.float64]
+
+_ONE_AT_A_TIME = threading.Lock()
 
 PATTERNS = 1 << 16
 SLICE = 7
@@ -171,12 +174,13 @@ def _outputs(forward: Forward, x: Tensor, slices: bool) -> tuple[Tensor, ...]:
     """
     if not (slices and x.is_cpu):
         return (forward(x),)
-    threads = torch.get_num_threads()
-    try:
-        torch.set_num_threads(1)
-        return forward(x), torch.cat([forward(part) for part in x.split(SLICE)])
-    finally:
-        torch.set_num_threads(threads)
+    with _ONE_AT_A_TIME:
+        threads = torch.get_num_threads()
+        try:
+            torch.set_num_threads(1)
+            return forward(x), torch.cat([forward(part) for part in x.split(SLICE)])
+        finally:
+            torch.set_num_threads(threads)
 
 
 def _codes(code_of: CodeOf | None, x: Tensor) -> Tensor:

@@ -17,7 +17,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from numba import types
+from numba import config, types
+from numba.core.registry import cpu_target
 from numba.extending import intrinsic
 from torch import Tensor
 
@@ -41,6 +42,18 @@ def _array(x: Tensor) -> Any:
     words = _WORDS.get(x.dtype)
     x = x.detach() if x.requires_grad else x
     return (x if words is None else x.view(words)).numpy()
+
+
+def disabled() -> bool:
+    """Whether Numba is told not to compile, as by NUMBA_DISABLE_JIT."""
+    return bool(config.DISABLE_JIT)
+
+
+@cache
+def converts_halves() -> bool:
+    """Whether float16 is converted by the processor: x86 without F16C would need a library that is not there."""
+    triple, _, features = cpu_target.target_context.codegen().magic_tuple()
+    return not triple.startswith(("x86", "i686")) or "+f16c" in features.split(",")
 
 
 # Steps of 16 elements
@@ -288,7 +301,12 @@ def in_runs(kernel: Callable[[int, int], None], n: int) -> None:
         kernel(0, blocks)
         return
     cuts = [blocks * i // threads for i in range(threads + 1)]
-    futures = [_pool(threads).submit(kernel, a, b) for a, b in pairwise(cuts[1:])]
+    try:
+        futures = [_pool(threads).submit(kernel, a, b) for a, b in pairwise(cuts[1:])]
+    except RuntimeError:
+        # The interpreter is shutting down, and starts no threads any more.
+        kernel(0, blocks)
+        return
     kernel(cuts[0], cuts[1])
     wait(futures)
     for future in futures:

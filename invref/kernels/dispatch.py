@@ -26,9 +26,12 @@ CHUNK = 128 * sidebits.BLOCK
 
 @cache
 def compiled() -> Any:
-    """The module of compiled CPU kernels; None, and once a warning, where Numba is missing."""
+    """The module of compiled CPU kernels; None, and once a warning, where Numba is missing or told not to compile."""
     try:
         from invref.kernels import cpu
+
+        if cpu.disabled():
+            return None
     except ImportError:
         warnings.warn(
             "Numba is not importable: invref decodes with plain torch operations, which is several times slower "
@@ -40,6 +43,13 @@ def compiled() -> Any:
     return cpu
 
 
+def fast(x: Tensor) -> Any:
+    """The module of compiled CPU kernels if it serves x: a plain tensor with numbers, of a dtype it can convert."""
+    if x.device.type != "cpu" or type(x) not in (Tensor, torch.nn.Parameter) or not (cpu := compiled()):
+        return None
+    return cpu if x.dtype != torch.float16 or cpu.converts_halves() else None
+
+
 def size(n: int, dtype: torch.dtype, device: torch.device) -> int:
     """How many bytes the side bits of n elements of a decoder take."""
     return gpu.size(n, dtype) if gpu.serves(dtype, device) else sidebits.size(n)
@@ -48,7 +58,7 @@ def size(n: int, dtype: torch.dtype, device: torch.device) -> int:
 def pack(decoder: Decoder, x: Tensor) -> Tensor:
     """Packed side bits of the inputs x in row-major order, any shape and strides."""
     kind = np.float64 if x.dtype == float64 else np.float32
-    if x.device.type == "cpu" and (cpu := compiled()):
+    if cpu := fast(x):
         packed: Tensor = cpu.pack(float(decoder.threshold(kind)), x)
         return packed
     x = x.reshape(-1).contiguous()
@@ -75,7 +85,7 @@ def backward(decoder: Decoder, dy: Tensor, y: Tensor, packed: Tensor, lowest: co
 
     lowest: what float32 outputs next to the turning value decode to instead.
     """
-    if y.device.type == "cpu" and y.dtype == float32 and (cpu := compiled()):
+    if y.dtype == float32 and (cpu := fast(y)):
         dx: Tensor = cpu.by_cells(decoder, dy, y, packed, lowest)
         return dx
     dy = dy.reshape(-1).contiguous()
@@ -94,7 +104,7 @@ def backward(decoder: Decoder, dy: Tensor, y: Tensor, packed: Tensor, lowest: co
 
 def by_table(table: Tensor, dy: Tensor, y: Tensor, packed: Tensor | None, bits: int) -> Tensor:
     """dy times what a table (sides, 65536) holds for each output y (n,); dy in row-major order, of the same dtype."""
-    if y.device.type == "cpu" and (cpu := compiled()):
+    if cpu := fast(y):
         dx: Tensor = cpu.by_table(table, dy, y, packed, bits)
         return dx
     dy = dy.reshape(-1).contiguous()

@@ -87,6 +87,10 @@ class Gate:
         """One side bit an element: whether x lies right of the turning point."""
         return dispatch.pack(load(self.name), x)
 
+    def size(self, n: int, device: torch.device) -> int:
+        """How many bytes the side bits of n elements take there."""
+        return dispatch.size(n, self.dtype, device)
+
     def fused(self, x: Tensor) -> tuple[Tensor, Tensor] | None:
         """The outputs (n,) and packed side bits of flat inputs (n,) in one pass, where a GPU has a kernel for it."""
         return gpu.forward(self.name, x) if self.name in gpu.OWN and gpu.available(x) else None

@@ -94,12 +94,16 @@ class Tabled:
 
 @dataclass(frozen=True)
 class Coded:
-    """Any derivative that plain tensor operations find from the output and a side code."""
+    """Any derivative that plain tensor operations find from the output and a side code.
+
+    dead: where it is 0, not even an infinite dy gets through.
+    """
 
     kind: str
     gradient: Gradient
     bits: int = 0
     code_of: CodeOf | None = None
+    dead: bool = False
     keeps_output: bool = field(default=True, init=False)
 
     def pack(self, x: Tensor) -> Tensor | None:
@@ -113,8 +117,14 @@ class Coded:
         dx = torch.empty_like(dy)
         for part, codes in parts(dy.numel(), packed, self.bits, dy.device):
             g = self.gradient(y[part], codes)
-            dx[part] = (dy[part].to(g.dtype) * g).to(dy.dtype)
+            wide = dy[part].to(g.dtype)
+            dx[part] = (_kept_dead(wide, g) if self.dead else wide * g).to(dy.dtype)
         return dx
+
+
+def _kept_dead(dy: Tensor, g: Tensor) -> Tensor:
+    """dy * g, and 0 where g is 0 whatever dy is, as torch masks the gradient of what it has cut off."""
+    return torch.where(g == 0, 0.0, dy * g)
 
 
 @dataclass(frozen=True)
@@ -139,7 +149,7 @@ class BitsOnly:
         dx = torch.empty_like(dy)
         for part, codes in parts(dy.numel(), packed, self.bits, dy.device):
             assert codes is not None
-            dx[part] = (dy[part].to(wide) * values.index_select(0, codes.int())).to(dy.dtype)
+            dx[part] = _kept_dead(dy[part].to(wide), values.index_select(0, codes.int())).to(dy.dtype)
         return dx
 
 
