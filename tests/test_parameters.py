@@ -14,7 +14,7 @@ from invref import functional
 from invref import native as composed
 from invref.errors import FormulaError
 from invref.formats import FORMATS
-from invref.kernels import closed, xielu
+from invref.kernels import closed, codes, xielu
 
 CASES = [
     *(("elu", {"alpha": a}) for a in (0.5, 2.0, -0.5, 0.0)),
@@ -200,7 +200,7 @@ def test_xielu_meets_the_error_floor_for_any_slopes(slopes, fmt):
     this = xielu.form(xielu.Parameters(*slopes, 0.5, -1e-6))
     x = fmt.tensor(fmt.first_ordinal, fmt.finite_count)
     y, side, slope = this.forward(x), this.code_of(x), this.slope(x.double())
-    g = this.scheme(fmt.dtype).gradient(y, side).double()
+    g = codes.look_up(closed.table(this, fmt.dtype, y.device), y, side).double()
     assert g.isfinite().all()
     counted = y.isfinite() & (x != 0)
     _, group = torch.unique(y.view(torch.int16)[counted].long() + (side[counted].long() << 16), return_inverse=True)
