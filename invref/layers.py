@@ -7,7 +7,6 @@ program can carry it. Must not know autograd's rules, nor how users call a layer
 from __future__ import annotations
 
 import importlib
-import math
 from collections.abc import Callable
 from functools import lru_cache, partial
 
@@ -101,19 +100,12 @@ def _dip(
     return forward, scheme, second_of
 
 
-def _rational(name: str) -> SchemeOf:
-    return partial(gates.gate, name)
-
-
-def _tanh_gate(name: str, forward: Forward, scheme: SchemeOf, scale: float = math.sqrt(2 / math.pi)) -> Made:
-    parts = (second.gelu_tanh_value, slopes.gelu_tanh, slopes.gelu_tanh_curve)
-    value, slope, curve = (partial(f, scale=scale) for f in parts)
-    return _dip(name, forward, scheme, value, slope, curve)
-
-
-def _quick_gelu() -> Made:
-    value, slope, curve = (partial(f, scale=1.702) for f in (second.silu_value, slopes.silu, slopes.silu_curve))
-    return _dip("quick_gelu", native.quick_gelu, partial(gates.gate, "quick_gelu"), value, slope, curve)
+def _gate(name: str, value: Callable[..., Tensor], curve: Callable[..., Tensor], scale: float | None = None) -> Made:
+    """A gate of `gates`; value, curve: its f and f'' of float64 inputs, with a scale if they take one."""
+    if scale is not None:
+        value, curve = partial(value, scale=scale), partial(curve, scale=scale)
+    forward, slope = gates.FORMS[name]
+    return _dip(name, forward, partial(gates.gate, name), value, slope, curve)
 
 
 def _clipped_gelu(low: float, high: float) -> Made:
@@ -146,15 +138,13 @@ def _threshold(threshold: float, value: float) -> Made:
 
 
 _MAKERS: dict[str, Callable[..., Made]] = {
-    "gelu": lambda: _dip("gelu", own.gelu, _rational("gelu"), second.gelu_value, slopes.gelu, slopes.gelu_curve),
-    "gelu_tanh": lambda: _tanh_gate("gelu_tanh", native.gelu_tanh, _rational("gelu_tanh")),
-    "silu": lambda: _dip("silu", own.silu, _rational("silu"), second.silu_value, slopes.silu, slopes.silu_curve),
-    "mish": lambda: _dip(
-        "mish", own.mish, partial(gates.gate, "mish"), second.mish_value, slopes.mish, slopes.mish_curve
-    ),
-    "quick_gelu": _quick_gelu,
-    "gelu_new": lambda: _tanh_gate("gelu_new", native.gelu_new, partial(gates.gate, "gelu_new")),
-    "gelu_fast": lambda: _tanh_gate("gelu_fast", native.gelu_fast, partial(gates.gate, "gelu_fast"), 0.7978845608),
+    "gelu": lambda: _gate("gelu", second.gelu_value, slopes.gelu_curve),
+    "gelu_tanh": lambda: _gate("gelu_tanh", second.gelu_tanh_value, slopes.gelu_tanh_curve),
+    "silu": lambda: _gate("silu", second.silu_value, slopes.silu_curve),
+    "mish": lambda: _gate("mish", second.mish_value, slopes.mish_curve),
+    "quick_gelu": lambda: _gate("quick_gelu", second.silu_value, slopes.silu_curve, gates.QUICK_SCALE),
+    "gelu_new": lambda: _gate("gelu_new", second.gelu_tanh_value, slopes.gelu_tanh_curve),
+    "gelu_fast": lambda: _gate("gelu_fast", second.gelu_tanh_value, slopes.gelu_tanh_curve, gates.TANH_SCALE),
     "gelu_10": _clipped_gelu,
     "hardswish": lambda: _formed(closed.hardswish()),
     "elu": lambda alpha: _formed(closed.elu(alpha)),

@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, library
 from torch.autograd import forward_ad
 from torch.autograd.function import Function
 from torch.utils._python_dispatch import _disable_current_modes
@@ -58,7 +58,7 @@ def _scheme(x: Tensor, name: str, arguments: list[float]) -> Scheme:
         return _layer(name, arguments).scheme(x.dtype, x.device)
 
 
-_LIBRARY = torch.library.Library("invref", "DEF")
+_LIBRARY = library.Library("invref", "DEF")
 _TAGS = (torch.Tag.pt2_compliant_tag,)
 _LIBRARY.define("forward(Tensor x, str name, float[] arguments, int[] order) -> (Tensor y, Tensor packed)", tags=_TAGS)
 _LIBRARY.define(
@@ -66,7 +66,7 @@ _LIBRARY.define(
 )
 
 
-@torch.library.impl(_LIBRARY, "forward", "CompositeExplicitAutograd")
+@library.impl(_LIBRARY, "forward", "CompositeExplicitAutograd")
 def _forward(x: Tensor, name: str, arguments: list[float], order: list[int]) -> tuple[Tensor, Tensor]:
     layer = _layer(name, arguments)
     packed = layer.scheme(x.dtype, x.device).pack(flat(x, order))
@@ -82,7 +82,7 @@ def _forward_shapes(x: Tensor, name: str, arguments: list[float], order: list[in
     return torch.empty_like(x), x.new_empty(max(size, 0), dtype=torch.uint8)
 
 
-@torch.library.impl(_LIBRARY, "backward", "CompositeExplicitAutograd")
+@library.impl(_LIBRARY, "backward", "CompositeExplicitAutograd")
 def _backward(
     dy: Tensor, y: Tensor | None, packed: Tensor, name: str, arguments: list[float], order: list[int]
 ) -> Tensor:
@@ -97,13 +97,13 @@ def _backward_shapes(
     return dy.new_empty([dy.shape[axis] for axis in order]).permute(inverse)
 
 
-torch.library.register_fake("invref::forward", _forward_shapes, lib=_LIBRARY)
-torch.library.register_fake("invref::backward", _backward_shapes, lib=_LIBRARY)
+library.register_fake("invref::forward", _forward_shapes, lib=_LIBRARY)
+library.register_fake("invref::backward", _backward_shapes, lib=_LIBRARY)
 
 
-@torch.library.impl(_LIBRARY, "forward", "Autograd")
+@library.impl(_LIBRARY, "forward", "Autograd")
 def _forward_tracked(x: Tensor, name: str, arguments: list[float], order: list[int]) -> tuple[Tensor, Tensor]:
-    # Written out, and not by torch.library.register_autograd, under which forward mode loses its tangents in silence.
+    # Written out, and not by register_autograd, under which forward mode loses its tangents in silence.
     _no_tangent(x)
     both: tuple[Tensor, Tensor]
     if torch.is_grad_enabled() and x.requires_grad:
@@ -113,7 +113,7 @@ def _forward_tracked(x: Tensor, name: str, arguments: list[float], order: list[i
     return both
 
 
-@torch.library.impl(_LIBRARY, "backward", "Autograd")
+@library.impl(_LIBRARY, "backward", "Autograd")
 def _backward_tracked(
     dy: Tensor, y: Tensor | None, packed: Tensor, name: str, arguments: list[float], order: list[int]
 ) -> Tensor:

@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -51,13 +52,17 @@ with warnings.catch_warnings(record=True) as said:
 print(json.dumps({"worst": worst, "said": [str(w.message) for w in said]}))
 """
 
-BOUNDS = {"float32": 2e-4, "float16": 8e-3, "bfloat16": 2.5e-2}
-"""Beyond every layer's certified error together with that of torch's own: the largest in docs/layers.md, and an ulp."""
+RECORDS = json.loads((Path(__file__).parents[1] / "reports" / "gradient.json").read_text())["records"]
+BOUNDS = {f"{r['activation']} {r['dtype']}": 1.05 * r["worst_error"] + r["native_error"] for r in RECORDS}
+"""What a layer's gradient may differ from torch's own: both errors, as measured over all inputs, breaks aside.
+
+Without Numba float32 has the rational functions instead of the polynomials: as good within 2^-20, a twentieth of it.
+"""
 
 
 def near(seen):
     """Whether all gradients are those of torch's own layers, as near as their formats allow."""
-    return {name: error for name, error in seen.items() if not error <= BOUNDS[name.split()[1]]} == {}
+    return {name: (error, BOUNDS[name]) for name, error in seen.items() if not error <= BOUNDS[name] + 2.0**-20} == {}
 
 
 def layers(*without):

@@ -12,7 +12,7 @@ from torch.nn import functional as native
 
 from invref import functional
 from invref import native as composed
-from invref.errors import FormulaError
+from invref.errors import FormulaError, InputError
 from invref.formats import FORMATS
 from invref.kernels import closed, codes, xielu
 
@@ -267,3 +267,9 @@ def test_tables_are_bounded_and_of_learnt_parameters_only_the_latest_is_kept():
     assert closed.tables(first, *where) is made
     closed.tables(second, *where)
     assert closed.tables(first, *where) is not made
+
+
+def test_xielu_has_no_gradient_for_beta_and_eps_and_says_so():
+    alpha = torch.tensor(0.8, requires_grad=True)
+    with pytest.raises(InputError, match=r"use beta.detach\(\)"):
+        functional.xielu(torch.randn(3), alpha, alpha, torch.tensor(0.5, requires_grad=True), -1e-6)

@@ -6,7 +6,7 @@ Guarantees that everything else about the layer stays as it is. Must not know wh
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -17,8 +17,8 @@ from invref.autograd import inverted
 from invref.custom import Activation
 from invref.decoders import CELLS_RIGHT, Clamp, Decoder
 from invref.formats import Format
-from invref.kernels import sidebits
-from invref.kernels.scheme import Rational, Scheme
+from invref.kernels import dispatch, sidebits
+from invref.kernels.scheme import Scheme
 from verify import targets
 from verify.batches import SLICE
 from verify.targets import Layer, Target
@@ -63,6 +63,25 @@ class Changed:
         return decode(self.inner, dy, y, packed) if decode else self.inner.backward(dy, y, packed)
 
 
+@dataclass(frozen=True)
+class Given:
+    """A gate's scheme with a decoder of one's own, in every format: in 16 bit its rational functions, not a table."""
+
+    decoder: Decoder
+    bits: int = field(default=1, init=False)
+    keeps_output: bool = field(default=True, init=False)
+    kind: str = field(default="planted", init=False)
+
+    def pack(self, x: Tensor) -> Tensor:
+        """One side bit an element."""
+        return dispatch.pack(self.decoder, x)
+
+    def backward(self, dy: Tensor, y: Tensor | None, packed: Tensor | None) -> Tensor:
+        """dy * g(y, s)."""
+        assert y is not None and packed is not None
+        return dispatch.backward(self.decoder, dy, y, packed)
+
+
 Packing = Callable[[Scheme, Tensor], Tensor | None]
 Decoding = Callable[[Scheme, Tensor, Tensor | None, Tensor | None], Tensor]
 
@@ -82,8 +101,8 @@ def scheme(change: Callable[[Scheme, torch.dtype], Scheme]) -> Plant:
 
 
 def decoding(change: Callable[[Decoder], Decoder]) -> Plant:
-    """The layer with its rational decoder changed; its side bits come from the changed decoder as well."""
-    return lambda target: scheme(lambda _, _dtype: Rational(change(decoders.load(target.name))))(target)
+    """The layer with its decoder changed; its side bits come from the changed decoder as well."""
+    return lambda target: scheme(lambda _, _dtype: Given(change(decoders.load(target.name))))(target)
 
 
 def repacked(change: Callable[[Tensor, Tensor], Tensor]) -> Plant:

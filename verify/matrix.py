@@ -33,7 +33,9 @@ layer: it compares with the formula's own derivatives in float64, or bit for bit
 NOTES = """## What holds, and at what price
 
 - **torch.compile, torch.export.** A graph carries the layer as one operator and keeps the output and the side bits. A
-  graph is differentiated once: second derivatives and forward mode of a compiled or exported program are errors.
+  graph is differentiated once: second derivatives and forward mode of an exported program are errors, and so is
+  backward through a compiled graph's gradient; but torch.autograd.grad of it by the graph's own input drops the term in
+  silence, as torch.compile does for torch's own tanh.
   Without a gradient to compute, the activation itself is traced, and fused. An exported program needs `import
   invref.operators` where it is loaded, and a formula's also the formula, which it carries as text.
 - **prelu, xielu** are torch's own computation in graphs, under torch.func and in forward mode, and keep what that
@@ -47,7 +49,8 @@ NOTES = """## What holds, and at what price
 - **Autocast.** The layer does what torch's does: under autocast on CUDA, those that torch computes through softplus or
   pow (softplus, sqrtsoftplus, gelu_new, relu2) come out in float32; on the CPU none but prelu changes dtype.
 - **Bits.** The gradient depends on x, y and dy of its own element alone. torch's forward does not promise that: its
-  vector code and its scalar tail may round y otherwise.
+  vector code and its scalar tail may round y otherwise. Under is_grads_batched a 16-bit gradient is the product of two
+  rounded numbers.
 """
 
 

@@ -379,7 +379,7 @@ def saved_hooks(this: Case) -> str:
             x, dy = _inputs(dtype, 3, 4, 5, 6)
             x = x.to(memory_format=layout)
             expected = gradient(this.layer, x, dy)[1]
-            hooks = torch.autograd.graph.saved_tensors_hooks(lambda t: t.contiguous().clone(), lambda t: t)
+            hooks = torch.autograd.graph.saved_tensors_hooks(lambda t: torch.stack([t, t], -1)[..., 0], lambda t: t)
             for context in (torch.autograd.graph.save_on_cpu(), hooks):
                 with context:
                     same("gradient", gradient(this.layer, x, dy)[1], expected)

@@ -21,8 +21,9 @@ from invref.formats import BY_DTYPE
 from invref.kernels import binscheme, closed, dispatch, gpu, naive, slopes, solve
 from invref.kernels.closed import Form, keep
 from invref.kernels.codes import Forward, Slope
-from invref.kernels.scheme import ROOT, Scheme
+from invref.kernels.scheme import Scheme
 
+ROOT = "polynomials in the signed root"
 DIP = -0.16997
 """Just above the least value of GELU."""
 SETTLED = 9.0
@@ -42,18 +43,20 @@ def _sided(name: str, forward: Forward, slope: Slope, breaks: tuple[float, ...] 
     )
 
 
-_TANH = 0.7978845608
+QUICK_SCALE = 1.702
+TANH_SCALE = 0.7978845608
 """sqrt(2 / pi) as `gelu_fast` rounds it."""
 
-_FORMS: dict[str, tuple[Forward, Slope]] = {
+FORMS: dict[str, tuple[Forward, Slope]] = {
     "gelu": (functional.gelu, slopes.gelu),
     "gelu_tanh": (native.gelu_tanh, slopes.gelu_tanh),
     "silu": (functional.silu, slopes.silu),
     "mish": (functional.mish, slopes.mish),
-    "quick_gelu": (native.quick_gelu, partial(slopes.silu, scale=1.702)),
+    "quick_gelu": (native.quick_gelu, partial(slopes.silu, scale=QUICK_SCALE)),
     "gelu_new": (native.gelu_new, slopes.gelu_tanh),
-    "gelu_fast": (native.gelu_fast, partial(slopes.gelu_tanh, scale=_TANH)),
+    "gelu_fast": (native.gelu_fast, partial(slopes.gelu_tanh, scale=TANH_SCALE)),
 }
+"""The framework's forward of each gate, and f' of float64 inputs."""
 
 COARSE = ("mish",)
 """Whose float32 forward errs by several ulp around the turning value, more than a clamp can answer for."""
@@ -61,7 +64,7 @@ COARSE = ("mish",)
 
 @keep
 def _form(name: str) -> Form:
-    return _sided(name, *_FORMS[name])
+    return _sided(name, *FORMS[name])
 
 
 @dataclass(frozen=True)

@@ -13,13 +13,10 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from invref.decoders import Decoder
 from invref.kernels import dispatch, sidebits
 from invref.kernels.codes import CodeOf as CodeOf
 
 MOST_BITS = 4
-
-ROOT = "polynomials in the signed root"
 
 Gradient = Callable[[Tensor, Tensor | None], Tensor]
 """(outputs (n,), side codes uint8 (n,) or None) -> the derivative (n,): float64 for float64 outputs, else float32."""
@@ -48,25 +45,6 @@ class Scheme(Protocol):
 
         dy is read in row-major order, and may have any shape and strides.
         """
-
-
-@dataclass(frozen=True)
-class Rational:
-    """One smooth minimum and its decoder: polynomials or rational functions of the signed root."""
-
-    decoder: Decoder
-    bits: int = field(default=1, init=False)
-    keeps_output: bool = field(default=True, init=False)
-    kind: str = field(default=ROOT, init=False)
-
-    def pack(self, x: Tensor) -> Tensor:
-        """One side bit an element: whether x lies right of the turning point."""
-        return dispatch.pack(self.decoder, x)
-
-    def backward(self, dy: Tensor, y: Tensor | None, packed: Tensor | None) -> Tensor:
-        """dy * g(y, s)."""
-        assert y is not None and packed is not None
-        return dispatch.backward(self.decoder, dy, y, packed)
 
 
 @dataclass(frozen=True)
