@@ -15,6 +15,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numpy.polynomial import Polynomial
 
 from invref.decoders import CELLS_LEFT, CELLS_RIGHT, Decoder, load, nearest
 from invref.formats import FORMATS
@@ -78,37 +79,70 @@ def spelled_out(decoder: Decoder, y: float, right: bool) -> float:
     return float(value * (v if tail else np.float32(1)))
 
 
-@given(runs(), st.integers(0, 2**32 - 1))
+@given(runs())
 @settings(deadline=None, max_examples=100)
-def test_the_compiled_kernel_does_what_the_cells_say_bit_for_bit(case: tuple[str, torch.Tensor], seed: int) -> None:
+def test_side_bits_are_packed_as_the_readable_kernel_says(case: tuple[str, torch.Tensor]) -> None:
     name, x = case
-    decoder = load(name)
-    side = naive.side_of(decoder, x)
-    packed = cpu.pack(threshold(name), x)
-    assert torch.equal(packed, sidebits.pack(side))
-    turning = float(decoder.turning_y)
-    y = torch.where(side, x.clamp(min=turning), x.clamp(turning, -0.0))
+    assert torch.equal(cpu.pack(threshold(name), x), sidebits.pack(naive.side_of(load(name), x)))
+
+
+@st.composite
+def outputs(draw: st.DrawFn) -> tuple[Decoder, torch.Tensor, bool]:
+    """Outputs on one side: 4,096 consecutive ones near where the decoder changes its way, or spread over the side."""
+    decoder, right = load(draw(st.sampled_from(NAMES))), draw(st.booleans())
+    turning, end = float(decoder.turning_y), decoder.end_t**2 + 1 if right else -0.0
+    if draw(st.booleans()):
+        return decoder, torch.linspace(turning, end, draw(st.integers(1, 4096))).clamp(turning, end), right
+    values = [
+        turning,
+        decoder.cells.split,
+        decoder.tail_y,
+        -0.01,
+        -1e-10,
+        -1e-38,
+        0.0,
+        1e-38,
+        1.0,
+        decoder.end_t**2,
+        1e20,
+    ]
+    start = FLOAT32.ordinal(draw(st.sampled_from(values))) + draw(st.integers(-5000, 1000))
+    y = FLOAT32.tensor(start, 4096)
+    return decoder, y.clamp(min=turning) if right else y.clamp(turning, -0.0), right
+
+
+@given(outputs(), st.integers(0, 2**32 - 1))
+@settings(deadline=None, max_examples=150)
+def test_the_compiled_kernel_does_what_the_cells_say_bit_for_bit(
+    case: tuple[Decoder, torch.Tensor, bool], seed: int
+) -> None:
+    decoder, y, right = case
+    packed = sidebits.pack(torch.full_like(y, right, dtype=torch.bool))
     g = cpu.by_cells(decoder, torch.ones_like(y), y, packed)
     for i in np.random.default_rng(seed).integers(0, len(y), 20):
-        assert g[i].item() == spelled_out(decoder, y[i].item(), bool(side[i]))
-    dy = torch.linspace(-2, 2, x.numel())
+        assert g[i].item() == spelled_out(decoder, y[i].item(), right)
+    dy = torch.linspace(-2, 2, y.numel())
     assert torch.equal(cpu.by_cells(decoder, dy, y, packed), dy * g)
 
 
-@given(runs())
-@settings(deadline=None, max_examples=100)
-def test_cells_and_rational_functions_differ_by_their_bounds_and_rounding_alone(case: tuple[str, torch.Tensor]) -> None:
-    name, x = case
-    decoder = load(name)
-    side = naive.side_of(decoder, x)
-    turning = float(decoder.turning_y)
-    y = torch.where(side, x.clamp(min=turning), x.clamp(turning, -0.0))
+@given(outputs())
+@settings(deadline=None, max_examples=150)
+def test_cells_and_rational_functions_differ_by_their_bounds_and_rounding_alone(
+    case: tuple[Decoder, torch.Tensor, bool],
+) -> None:
+    decoder, y, right = case
+    side = torch.full_like(y, right, dtype=torch.bool)
     got = cpu.by_cells(decoder, torch.ones_like(y), y, sidebits.pack(side))
     readable = naive.derivative(decoder, y, side, "float32")
     certified = decoder.cells.bound + max(s.bound for s in (decoder.tail, decoder.turn, decoder.head))
     # A place below 32 is rounded to 2^-20 and inherits four roundings of u, 2^-22 of 32 at most: below 2^-16 in all,
-    # times the steepest cell. The other evaluation steps round values below 2 to 2^-24 each, some twenty of them.
-    steepest = max(sum(k * abs(c) for k, c in enumerate(row)) for row in decoder.cells.rows)
+    # times the steepest cell, of the tail's by the largest |y| there. The other evaluation steps round values below 2 to
+    # 2^-24 each, some twenty of them.
+    z, steepest = np.linspace(0, 1, 101), 0.0
+    for index, row in enumerate(decoder.cells.rows):
+        cell = index - (CELLS_RIGHT + 1 + CELLS_LEFT)
+        largest = ((cell + 1) / decoder.cells.scales[2]) ** 2 if cell >= 0 else 1.0
+        steepest = max(steepest, largest * float(abs(Polynomial(row).deriv()(z)).max()))
     assert ((got - readable).abs() <= certified + 2.0**-16 * steepest + 20 * 2.0**-24).all()
 
 
