@@ -136,8 +136,8 @@ def test_cells_and_rational_functions_differ_by_their_bounds_and_rounding_alone(
     readable = naive.derivative(decoder, y, side, "float32")
     certified = decoder.cells.bound + max(s.bound for s in (decoder.tail, decoder.turn, decoder.head))
     # A place below 32 is rounded to 2^-20 and inherits four roundings of u, 2^-22 of 32 at most: below 2^-16 in all,
-    # times the steepest cell, of the tail's by the largest |y| there. The other evaluation steps round values below 2 to
-    # 2^-24 each, some twenty of them.
+    # times the steepest cell, those of the tail by the largest |y| there. The other steps of both round values below 2
+    # to 2^-24 each, some twenty of them.
     z, steepest = np.linspace(0, 1, 101), 0.0
     for index, row in enumerate(decoder.cells.rows):
         cell = index - (CELLS_RIGHT + 1 + CELLS_LEFT)
