@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 RUN := $(BIN)/python -m verify
 
-.PHONY: verify verify-all reports pages readme tables mutants speed transforms gpu-static test test-all lint venv clean
+.PHONY: verify verify-all reports pages readme tables mutants speed transforms gpu gpu-static test test-all lint venv clean
 
 # Every layer in the sixteen-bit formats, and GELU and SiLU over all 4,278,190,080 finite float32 inputs.
 verify: .venv/stamp
@@ -45,6 +45,11 @@ speed: .venv/stamp
 # Every transform of torch on every layer: docs/transforms.md.
 transforms: .venv/stamp
 	$(BIN)/python -m verify.matrix
+
+# On a machine with a GPU: every layer over all inputs there, and its speed beside torch's kernels and a copy.
+gpu: .venv/stamp
+	$(RUN) gradient --all --device cuda --dtype bfloat16 float16 float32 --json reports/gradient-gpu.json
+	$(RUN) speed --device cuda --out reports/gpu
 
 # The GPU kernels' registers, spills, loads and stores, compiled ahead of time: reports/gpu-static.md.
 gpu-static: .venv/stamp

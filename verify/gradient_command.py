@@ -23,7 +23,7 @@ from typing import Any, NoReturn, TypeVar
 
 from invref import formats
 from invref.errors import InputError, InvrefError
-from verify import document, foreign, native, report, shards, single, sweep, targets
+from verify import devices, document, foreign, native, report, shards, single, sweep, targets
 from verify.exits import INTERRUPTED, PASSED, VIOLATED
 from verify.progress import Bar
 from verify.record import Record
@@ -46,7 +46,7 @@ def add_to(commands: Any) -> None:
         "--dtype", nargs="+", default=DTYPES, metavar="DTYPE",
         help=f"formats ({', '.join(formats.FORMATS)}; default: bfloat16 float16 float32)",
     )  # fmt: skip
-    gradient.add_argument("--device", default="cpu", help="where the layer runs (cpu)")
+    gradient.add_argument("--device", default="cpu", help="where the layer runs: cpu, cuda or cuda:N (cpu)")
     gradient.add_argument("--samples", type=int, metavar="N", help="check N inputs instead of all")
     gradient.add_argument("--shard", default="1/1", metavar="I/N", help="check the I-th of N parts of the inputs")
     gradient.add_argument("--input", metavar="BITS", help="show one input, given by its bits as in 0xbf40")
@@ -68,14 +68,13 @@ def add_to(commands: Any) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Runs the subcommand and returns its exit code."""
-    requests = _requests(options)
+    device = devices.named(options.device)
+    requests = [(devices.moved(target, device), dtype) for target, dtype in _requests(options)]
     shard = _shard(options.shard)
     whole = _whole_native(options)
     path = NATIVE_RESULTS if whole else options.json
     if options.samples is not None and not 1 <= options.samples <= MOST_SAMPLES:
         raise InputError(f"cannot check {options.samples} samples: ask for 1 or more, up to {MOST_SAMPLES:,}")
-    if options.device != "cpu":
-        raise InputError(f"unknown device {options.device!r}: use cpu")
     if path:
         document.check_writable(path)
     if options.input is not None:
@@ -146,8 +145,9 @@ def _foreign(run: Callable[[], Result]) -> Result:
 
 def _whole_native(options: argparse.Namespace) -> bool:
     """Whether this is the run behind the framework's table, whose place is reports/: everything, on every input."""
+    moved = options.shard != "1/1" or options.device != "cpu"
     partial = options.names or options.json or options.input is not None or options.samples is not None
-    return options.native and options.all and not partial and options.dtype == DTYPES and options.shard == "1/1"
+    return options.native and options.all and not partial and options.dtype == DTYPES and not moved
 
 
 def _requests(options: argparse.Namespace) -> list[tuple[Target, str]]:

@@ -23,7 +23,7 @@ from rich.console import Console
 from invref import formats
 from invref.catalogue import ROWS, Row
 from invref.errors import InputError
-from verify import document, speed_cases, speed_clock, speed_first, speed_peers, speed_step, speed_table
+from verify import devices, document, speed_cases, speed_clock, speed_first, speed_peers, speed_step, speed_table
 from verify.exits import PASSED, VIOLATED
 from verify.progress import Bar
 from verify.speed_compile import reason
@@ -126,7 +126,7 @@ def _cases(options: argparse.Namespace) -> Iterator[Measure]:
     if sizes[0] < 1 or sizes[-1] > MOST:
         wrong = sizes[0] if sizes[0] < 1 else sizes[-1]
         raise InputError(f"cannot time a tensor of {wrong:,} elements: ask for 1 or more, up to {MOST:,}")
-    counts, device = _threads(options.threads), _device(options.device)
+    counts, device = _threads(options.threads), str(devices.named(options.device))
     if device != "cpu":
         counts = counts[-1:]
     every = [(row, dtype, count) for row in rows for dtype in dtypes for count in counts]
@@ -185,22 +185,6 @@ def _threads(wanted: Sequence[int] | None) -> list[int]:
             raise InputError(f"cannot time {count} threads on {cores} cores: ask for 1 to {cores}")
     return counts
 
-
-def _device(name: str) -> str:
-    if name == "cpu":
-        return name
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        device = None
-    if device is None or device.type != "cuda":
-        raise InputError(f"unknown device {name!r}: use cpu, cuda or cuda:N")
-    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    if (device.index or 0) >= count:
-        raise InputError(
-            f"no device {name!r}: this torch sees {count} of them; use cpu, or install a torch for the GPU"
-        )
-    return str(device)
 
 
 def _outputs(options: argparse.Namespace) -> list[tuple[Path, Text]]:

@@ -95,7 +95,7 @@ def run(
         target=target.label,
         forward=target.forward,
         dtype=fmt.name,
-        device="cpu",
+        device=target.device,
         inputs=found.run.inputs,
         coverage=found.run.coverage,
         verdict=verdict,

@@ -36,7 +36,7 @@ class Target:
     `gradient`, a formula whose values the gradient is meant to have, it need not be f'; with `known` false nothing is
     known of the forward. `by_formula` says that a foreign layer is held to the values of a formula, rounded once, since
     `native` then is that formula evaluated step by step and proves nothing. `options` are the words of the command line
-    that choose this target.
+    that choose this target, and `device` is the kind of device that it runs on.
     """
 
     name: str
@@ -53,6 +53,7 @@ class Target:
     known: bool = True
     by_formula: bool = False
     options: str = ""
+    device: str = "cpu"
 
     @property
     def foreign(self) -> bool:
