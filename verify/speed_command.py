@@ -186,7 +186,6 @@ def _threads(wanted: Sequence[int] | None) -> list[int]:
     return counts
 
 
-
 def _outputs(options: argparse.Namespace) -> list[tuple[Path, Text]]:
     """The files to write and what makes their text; errors where one cannot be written or drawn."""
     paths = {"json": options.json, "csv": options.csv, "md": options.markdown, "svg": options.plot}
