@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from invref.errors import InputError
-from verify import cli, devices, sweep, targets
+from verify import cli, devices, moving, sweep, targets
 
 CPU = torch.device("cpu")
 
@@ -45,12 +45,12 @@ def test_a_device_number_beyond_those_there_are_is_bad_input(monkeypatch):
 
 def test_on_the_processor_a_target_stays_as_it_is():
     target = targets.TARGETS["gelu"]
-    assert devices.moved(target, devices.named("cpu")) is target
+    assert moving.moved(target, devices.named("cpu")) is target
 
 
 def test_a_target_on_a_device_says_so_in_all_that_is_kept_of_it(monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: f"Card {device.index}")
-    moved = devices.moved(targets.TARGETS["gelu"], torch.device("cuda", 1))
+    moved = moving.moved(targets.TARGETS["gelu"], torch.device("cuda", 1))
     assert moved.device == "cuda"
     assert moved.options == "gelu --device cuda"
     assert moved.forward == f"torch {torch.__version__} gelu, Card 1"
@@ -60,7 +60,7 @@ def test_what_goes_to_a_device_is_verified_as_what_stays(monkeypatch):
     # With the processor as the other device every wrapper runs, and the record must be that of a run without them.
     target = targets.TARGETS["gelu"]
     spy = Spy(target.layer)
-    there = devices.wrapped(replace(target, layer=spy), CPU)
+    there = moving.wrapped(replace(target, layer=spy), CPU)
     moved = sweep.run(there, "bfloat16").to_json()
     plain = sweep.run(target, "bfloat16").to_json()
     assert spy.inputs >= 2 * plain["inputs"]
@@ -74,5 +74,5 @@ def test_what_goes_to_a_device_is_verified_as_what_stays(monkeypatch):
 @pytest.mark.parametrize("name", targets.TARGETS)
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_every_layer_holds_its_bounds_on_a_gpu(name, dtype):
-    record = sweep.run(devices.moved(targets.TARGETS[name], devices.named("cuda")), dtype)
+    record = sweep.run(moving.moved(targets.TARGETS[name], devices.named("cuda")), dtype)
     assert record.passed, record.failures

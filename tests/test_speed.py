@@ -548,7 +548,7 @@ def test_a_first_call_that_fails_is_an_error_in_one_line():
         (["--seconds", "nan"], "more than 0"),
         (["--device", "abacus"], "use cpu"),
         (["--device", "meta"], "use cpu"),
-        (["--device", "cuda:99"], "use cpu"),
+        (["--device", "cuda:99"], "use --device cpu"),
         (["--json", "/nowhere/speed.json"], "a folder you may write"),
         (["--csv", "/"], "it is a folder"),
         (["--plot", "speed.png"], ".svg"),

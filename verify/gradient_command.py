@@ -23,7 +23,7 @@ from typing import Any, NoReturn, TypeVar
 
 from invref import formats
 from invref.errors import InputError, InvrefError
-from verify import devices, document, foreign, native, report, shards, single, sweep, targets
+from verify import devices, document, foreign, moving, native, report, shards, single, sweep, targets
 from verify.exits import INTERRUPTED, PASSED, VIOLATED
 from verify.progress import Bar
 from verify.record import Record
@@ -69,7 +69,7 @@ def add_to(commands: Any) -> None:
 def run(options: argparse.Namespace) -> int:
     """Runs the subcommand and returns its exit code."""
     device = devices.named(options.device)
-    requests = [(devices.moved(target, device), dtype) for target, dtype in _requests(options)]
+    requests = [(moving.moved(target, device), dtype) for target, dtype in _requests(options)]
     shard = _shard(options.shard)
     whole = _whole_native(options)
     path = NATIVE_RESULTS if whole else options.json
