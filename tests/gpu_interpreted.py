@@ -18,7 +18,9 @@ from torch import Tensor
 
 from invref.decoders import load
 from invref.formats import FORMATS, Format
+from invref.kernels import codes as codes_
 from invref.kernels import gpu, gpu_kernels, naive
+from invref.kernels.codes import Lowest
 
 WINDOW = 1024
 LENGTHS = (0, 1, 7, 8, 9, 511, 512, 513, 1023, 1024, 1025, 1536, 1537, 2049)
@@ -118,9 +120,9 @@ def lengths(name: str, fmt: Format) -> dict[str, int]:
             frame = torch.full((start + n + 16,), 7.0, dtype=fmt.dtype)
             inner = frame[start : start + n]
             bits = torch.full((gpu.size(n, fmt.dtype) + 16,), 7, dtype=torch.uint8)
-            values = gpu.constants(load(name), fmt.name)
+            values = (*gpu.constants(load(name), fmt.name), bits[8:-8], 0)
             tensors = (gpu._words(y), gpu._words(y), bits[8:-8], gpu._words(inner))
-            gpu._launch(gpu_kernels.backward, y, tensors, values, {"DIRECT": False}, False)
+            gpu._launch(gpu_kernels.backward, y, tensors, values, {"DIRECT": False, "LOWEST": 0}, False)
             gpu._launch(gpu_kernels.pack, y, (gpu._words(y), bits[8:-8]), (0.0,), {}, False)
             outside = torch.cat([frame[:start], frame[start + n :]]), torch.cat([bits[:8], bits[-8:]])
             wrong += sum(int((part != 7).sum()) for part in outside)
@@ -128,7 +130,31 @@ def lengths(name: str, fmt: Format) -> dict[str, int]:
     return {"compared": total, "differing": wrong}
 
 
-CASES = {"codes": codes, "inputs": inputs, "float32": float32, "lengths": lengths}
+def lowest(name: str, fmt: Format) -> dict[str, int]:
+    """Outputs in a window next to the turning value decode to a table instead, on either side."""
+    y = windows(name).repeat_interleave(2)
+    side, dy = torch.arange(y.numel()) % 2 == 1, torch.ones(y.numel())
+    values = 1 + torch.arange(30, dtype=torch.float32).view(2, 15)
+    table = Lowest(fmt.ordinal(float(load(name).turning_y)) - 7, values)
+    kernel = gpu.backward(load(name), dy, y, packed(side, fmt.dtype), table)
+    expected = table.replace(naive.backward(load(name), dy, y, side, fmt.name), y, side)
+    inside = int(table.find(y, side)[0].sum())
+    assert inside == 30, f"{inside} outputs in a window of 15 on two sides"
+    return {"compared": y.numel(), "differing": differing(kernel, expected)}
+
+
+def table(name: str, fmt: Format) -> dict[str, int]:
+    """Every output of a 16-bit format with either side code, and without codes, by a table with an entry for each."""
+    y = every(fmt).repeat_interleave(2)
+    side = torch.arange(y.numel()) % 2 == 1
+    dy = torch.randn(y.numel(), generator=torch.Generator().manual_seed(3)).to(fmt.dtype)
+    values = torch.randn(2, 1 << 16, generator=torch.Generator().manual_seed(4))
+    wrong = differing(gpu.by_table(values, dy, y, packed(side, fmt.dtype)), codes_.decode(values, dy, y, side))
+    wrong += differing(gpu.by_table(values[:1], dy, y, None), codes_.decode(values[:1], dy, y, None))
+    return {"compared": 2 * y.numel(), "differing": wrong}
+
+
+CASES = {"lowest": lowest, "table": table, "codes": codes, "inputs": inputs, "float32": float32, "lengths": lengths}
 
 
 def main() -> None:

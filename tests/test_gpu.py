@@ -122,11 +122,12 @@ def fake(device: str, dtype: torch.dtype) -> types.SimpleNamespace:
 def capability(monkeypatch) -> Iterator[list[tuple[int, int]]]:
     value = [(8, 0)]
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: value[0])
-    gpu._able.cache_clear()
-    gpu._importable.cache_clear()
+    caches = (gpu._able, gpu._importable, gpu._oldest)
+    for cache in caches:
+        cache.cache_clear()
     yield value
-    gpu._able.cache_clear()
-    gpu._importable.cache_clear()
+    for cache in caches:
+        cache.cache_clear()
 
 
 def test_what_the_kernels_serve(monkeypatch, capability):
@@ -140,16 +141,38 @@ def test_what_the_kernels_serve(monkeypatch, capability):
     assert not gpu.available(fake("cuda", torch.float32))
 
 
-@pytest.mark.parametrize(("found", "words"), [(None, "no triton"), ("3.6.0", "triton 3.6.0"), ("2.99", "triton 2.99")])
+@pytest.mark.parametrize(
+    ("processor", "found", "words", "wanted"),
+    [
+        ((8, 0), None, "no triton", "3.6"),
+        ((9, 0), "3.5.1", "triton 3.5.1", "3.6"),
+        ((9, 0), "2.99", "triton 2.99", "3.6"),
+        ((10, 0), "3.6.0", "triton 3.6.0", "3.7"),
+        ((12, 0), None, "no triton", "3.7"),
+    ],
+)
 def test_without_a_triton_that_will_do_the_plain_path_serves_a_gpu_and_says_so_once(
-    monkeypatch, capability, found, words
+    monkeypatch, capability, processor, found, words, wanted
 ):
+    capability[0] = processor
     monkeypatch.setattr(gpu, "_triton", lambda: found)
-    with pytest.warns(RuntimeWarning, match=f"{words} here, `pip install 'triton>=3.7'`"):
+    with pytest.warns(RuntimeWarning, match=f"{words} here, `pip install 'triton>={wanted}'`"):
         assert not gpu.available(fake("cuda", torch.float32))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert not gpu.available(fake("cuda", torch.bfloat16))
+
+
+@pytest.mark.parametrize(("processor", "hip"), [((9, 4), "6.3"), ((8, 9), None)])
+def test_triton_3_6_will_do_for_nvidias_processors_up_to_sm_90_only(monkeypatch, capability, processor, hip):
+    capability[0] = processor
+    monkeypatch.setattr(torch.version, "hip", hip)
+    monkeypatch.setattr(gpu, "_triton", lambda: "3.6.0")
+    if hip is None:
+        assert gpu.available(fake("cuda", torch.float32))
+    else:
+        with pytest.warns(RuntimeWarning, match="triton>=3.7"):
+            assert not gpu.available(fake("cuda", torch.float32))
 
 
 def test_the_module_imports_without_triton():

@@ -56,3 +56,14 @@ def test_lengths_around_those_of_blocks_at_any_alignment() -> None:
     for fmt, found in run("gelu", "lengths", (*SIXTEEN, "float32")).items():
         assert found["compared"] > 29_000, fmt
         assert found["differing"] == 0, fmt
+
+
+def test_outputs_next_to_the_turning_value_decode_to_what_is_given_for_them() -> None:
+    (found,) = run("mish", "lowest", ("float32",)).values()
+    assert found["compared"] > 40_000
+    assert found["differing"] == 0
+
+
+def test_every_sixteen_bit_output_is_looked_up_with_either_side_code_and_without() -> None:
+    found = run("silu", "table", SIXTEEN)
+    assert found == {fmt: {"compared": 4 * PATTERNS, "differing": 0} for fmt in SIXTEEN}

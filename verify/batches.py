@@ -19,6 +19,14 @@ VECTOR = 64
 SLICE = 7
 """Shorter than any vector, and odd, so that slices start at every alignment."""
 
+SHORT = 1000
+"""A slice on a GPU, whose kernels treat what is left of a block, of 1,024 elements in this library, in another way."""
+
+
+def slice_on(device: str) -> int:
+    """How long slices are on a kind of device."""
+    return SLICE if device == "cpu" else SHORT
+
 
 @contextmanager
 def one_thread() -> Iterator[int]:
@@ -39,7 +47,7 @@ def together(layer: Layer, x: Tensor) -> tuple[Tensor, Tensor]:
     return y.detach(), dx
 
 
-def in_slices(layer: Layer, x: Tensor) -> tuple[Tensor, Tensor]:
-    """As `together`, but `SLICE` neighbours at a time, so that every element takes the scalar tail."""
-    parts = [together(layer, part) for part in x.split(SLICE)]
+def in_slices(layer: Layer, x: Tensor, length: int = SLICE) -> tuple[Tensor, Tensor]:
+    """As `together`, but `length` neighbours at a time, so that every element takes the scalar tail."""
+    parts = [together(layer, part) for part in x.split(length)]
     return torch.cat([y for y, _ in parts]), torch.cat([dx for _, dx in parts])

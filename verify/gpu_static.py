@@ -33,12 +33,13 @@ REPORTS = Path(__file__).parents[1] / "reports"
 HEADING = """# The GPU kernels' code
 
 The Triton kernels of `invref/kernels/gpu_kernels.py`, compiled ahead of time without a GPU (Triton {triton}), as they
-are launched for full blocks of 1,024 elements. `backward` and `pack` serve every rational decoder. A thread works on
-8 elements. Registers are a thread's (vector registers on gfx942). Spills are bytes and instructions of local memory.
-Loads and stores are the widths in bytes of a thread's global accesses: 16 for the tensors, 1 for the side bits.
+are launched for full blocks of 1,024 elements. `backward` and `pack` serve every rational decoder; of 16-bit formats,
+`by_table` serves every layer. A thread works on 8 elements. Registers are a thread's (vector registers on gfx942).
+Spills are bytes and instructions of local memory. Loads and stores are the widths in bytes of a thread's global
+accesses: 16 for the tensors, 1 for the side bits, and of `by_table` 4 for each element's gate.
 Instructions are counted in the listing from entry to exit, divided by 8; those of guarded side paths in between
-count, too. "fused" is whether the compiler may fuse products with sums: never in `pack` and `backward`, whose bits
-are those of `naive`; of `forward`, a device takes the variant that has torch's bits there, or neither. The code says
+count, too. "fused" is whether the compiler may fuse products with sums: in `forward` alone, as the others' bits are
+those of `naive`; of it, a device takes the variant that has torch's bits there, or neither. The code says
 nothing about time, and this table claims nothing about it.
 
 | kernel | activation | format | fused | target | registers | spills | loads | stores | instructions per element |
@@ -61,6 +62,8 @@ def cases(targets: Iterable[str] = TARGETS) -> Iterator[Case]:
     """Everything the table has a row for."""
     for target, kernel, fmt in product(targets, ("pack", "backward"), POINTERS):
         yield Case(kernel, "any", fmt, False, target)
+    for target, fmt in product(targets, ("bfloat16", "float16")):
+        yield Case("by_table", "any", fmt, False, target)
     for target, name, fmt, fusion in product(targets, gpu.OWN, POINTERS, (False, True)):
         yield Case("forward", name, fmt, fusion, target)
 
@@ -84,9 +87,14 @@ def code(case: Case, masked: bool = False, direct: bool = True) -> dict[str, Any
     if case.kernel == "forward":
         constants["NAME"] = case.activation
     if case.kernel == "backward":
-        constants["DIRECT"] = nvidia and direct
+        constants |= {"DIRECT": nvidia and direct, "LOWEST": 0}
+    if case.kernel == "by_table":
+        constants["SIDES"] = 2
     pointer = POINTERS[case.fmt]
     kinds = {"x_at": pointer, "y_at": pointer, "dy_at": pointer, "dx_at": pointer, "bits_at": "*u8"}
+    kinds |= {"lowest_at": "*fp32", "lowest_first": "i32", "table_at": "*fp32"}
+    if case.kernel == "by_table":
+        kinds["y_at"] = "*i16"
     kinds |= {"first": "i32", "n": "i32", "threshold": "fp32", **dict.fromkeys(constants, "constexpr")}
     shapes: dict[str, Any] = {"scalars": ("fp32",) * 9, "segments": ("fp32",) * 36}
     signature = {name: shapes.get(name) or kinds[name] for name in kernel.arg_names}

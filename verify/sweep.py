@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
 from math import nan
 from pathlib import Path
 
@@ -27,7 +27,7 @@ from verify.measure import Measured, measure
 from verify.oracle import FLOAT32, Oracle
 from verify.record import ABSOLUTE, RELATIVE, Check, Record
 from verify.scan import Tally
-from verify.targets import Target
+from verify.targets import Layer, Target
 
 Progress = Callable[[int, int], None]
 """Told (inputs done, inputs in all)."""
@@ -134,9 +134,11 @@ def _unproved(error: ProofError) -> Findings:
 def _sixteen(target: Target, fmt: Format, oracle: Oracle, x: Tensor, report: Progress) -> Findings:
     long = measure(target, fmt, oracle, x, batches.together)
     report(x.numel(), 2 * x.numel())
-    short = measure(target, fmt, oracle, x, batches.in_slices)
+    short = measure(target, fmt, oracle, x, _in_slices(target))
     report(2 * x.numel(), 2 * x.numel())
-    coverage = f"all {fmt.finite_count:,} finite inputs, twice: as one tensor, and {batches.SLICE} at a time"
+    coverage = (
+        f"all {fmt.finite_count:,} finite inputs, twice: as one tensor, and {batches.slice_on(target.device)} at a time"
+    )
     # Neither inputs run twice nor inputs that no piece took may pass for others; those at jumps run by themselves.
     at_jumps = jumps.count(oracle, fmt)
     distinct = np.unique(fmt.ordinals(x).numpy()).size
@@ -203,7 +205,7 @@ def _float32(
         coverage = f"part {shard[0]}/{shard[1]} of the finite inputs, error floor from {_around(window)}"
     scalar = _scalar_path(target, oracle, window)
     if scalar:
-        coverage += f"; {_around(window)} also {batches.SLICE} at a time"
+        coverage += f"; {_around(window)} also {batches.slice_on(target.device)} at a time"
     paths = [findings.Path(tally, floor), *scalar]
     run = Run(tally.inputs + at_jumps, expected, coverage, "exhausted" if whole else "sampled")
     found = findings.of_paths(target, FLOAT32, oracle, paths, run)
@@ -216,7 +218,11 @@ def _scalar_path(target: Target, oracle: Oracle, window: Tensor) -> list[finding
     """The inputs around the ends of pieces through the scalar tail, which may round y otherwise."""
     if not window.numel() or target.role == "native":
         return []
-    return [_path(target, FLOAT32, measure(target, FLOAT32, oracle, window, batches.in_slices), True)]
+    return [_path(target, FLOAT32, measure(target, FLOAT32, oracle, window, _in_slices(target)), True)]
+
+
+def _in_slices(target: Target) -> Callable[[Layer, Tensor], tuple[Tensor, Tensor]]:
+    return partial(batches.in_slices, length=batches.slice_on(target.device))
 
 
 def _around(window: Tensor) -> str:

@@ -90,12 +90,11 @@ def backward(decoder: Decoder, dy: Tensor, y: Tensor, packed: Tensor, lowest: co
         return dx
     dy = dy.reshape(-1).contiguous()
     if gpu.available(y):
-        dx = gpu.backward(decoder, dy, y, packed)
-    else:
-        dx = empty_like(y)
-        bits = packed.split(CHUNK // sidebits.BITS) if y.device.type == "cpu" else (packed,)
-        for part, dy_part, y_part, bits_part in zip(_chunks(dx), _chunks(dy), _chunks(y), bits, strict=True):
-            part.copy_(_decode(decoder, dy_part, y_part, bits_part))
+        return gpu.backward(decoder, dy, y, packed, lowest)
+    dx = empty_like(y)
+    bits = packed.split(CHUNK // sidebits.BITS) if y.device.type == "cpu" else (packed,)
+    for part, dy_part, y_part, bits_part in zip(_chunks(dx), _chunks(dy), _chunks(y), bits, strict=True):
+        part.copy_(_decode(decoder, dy_part, y_part, bits_part))
     if lowest is not None:
         inside, values = lowest.find(y, unpack(packed, y))
         dx = torch.where(inside, dy * values, dx)
@@ -108,6 +107,8 @@ def by_table(table: Tensor, dy: Tensor, y: Tensor, packed: Tensor | None, bits: 
         dx: Tensor = cpu.by_table(table, dy, y, packed, bits)
         return dx
     dy = dy.reshape(-1).contiguous()
+    if not bits and gpu.available(y):
+        return gpu.by_table(table, dy, y, None)
     dx = empty_like(y)
     planes = None if packed is None else packed.view(bits, -1)
     start = 0

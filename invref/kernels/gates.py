@@ -71,7 +71,7 @@ def _form(name: str) -> Form:
 class Gate:
     """A gate with one minimum: the same side bit in every format and on every device, decoded as suits them best.
 
-    In 16 bit by a table on the CPU, in float64 by Newton's method, else by the decoder that ships.
+    In 16 bit by a table of all outputs, in float64 by Newton's method, else by the decoder that ships.
     """
 
     name: str
@@ -81,7 +81,7 @@ class Gate:
 
     @property
     def kind(self) -> str:
-        """That of the CPU."""
+        """The decoder in two or three words."""
         if BY_DTYPE[self.dtype].bits == 16:
             return closed.TABLE
         return "Newton's method" if self.dtype == torch.float64 else ROOT
@@ -102,10 +102,15 @@ class Gate:
         """dy * g(y, s)."""
         assert y is not None and packed is not None
         decoder, form = load(self.name), _form(self.name)
-        if BY_DTYPE[y.dtype].bits == 16 and not gpu.available(y):
-            return dispatch.by_table(closed.table(form, y.dtype, y.device), dy, y, packed, 1)
+        if BY_DTYPE[y.dtype].bits == 16:
+            return self._by_table(closed.table(form, y.dtype, y.device), dy, y, packed)
         patched = y.dtype == torch.float32 and self.name in COARSE
         return dispatch.backward(decoder, dy, y, packed, closed.lowest(form, y.device) if patched else None)
+
+    def _by_table(self, table: Tensor, dy: Tensor, y: Tensor, packed: Tensor) -> Tensor:
+        if gpu.available(y):
+            return gpu.by_table(table, dy.reshape(-1).contiguous(), y, packed)
+        return dispatch.by_table(table, dy, y, packed, 1)
 
 
 def gate(name: str, dtype: torch.dtype) -> Scheme:

@@ -24,6 +24,7 @@ from invref import native
 from invref.decoders import Decoder, load
 from invref.formats import BY_DTYPE
 from invref.kernels import gpu_check
+from invref.kernels.codes import Lowest
 
 ROWS, BITS = 128, 8
 BLOCK = ROWS * BITS
@@ -32,9 +33,10 @@ BLOCK = ROWS * BITS
 WIDTHS = {torch.bfloat16: 8, torch.float16: 8, torch.float32: 4}
 """Elements in a load of 16 bytes."""
 
-OLDEST = (3, 7)
-"""Triton's oldest version to be used. 3.6 fuses products with sums on sm_100 and gfx942 although told not to, and the
-bits would not be those of `naive`; 3.7.0, 3.8.0 and 3.9.0 do not."""
+OLDEST, OLDEST_TO_SM_90 = (3, 7), (3, 6)
+"""Triton's oldest version to be used, and that for NVIDIA's compute capabilities 8 and 9. 3.6 fuses products with sums
+on sm_100 and gfx942 although told not to, and the bits would not be those of `naive`; on sm_80 and sm_90 it does not,
+nor do 3.7.0, 3.8.0 and 3.9.0 anywhere."""
 
 OWN: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu": functional.gelu,
@@ -53,7 +55,7 @@ def available(x: Tensor) -> bool:
 
 def serves(dtype: torch.dtype, device: torch.device) -> bool:
     """Whether these kernels serve tensors of a dtype on a device, as `available` has it."""
-    return device.type == "cuda" and dtype in WIDTHS and _able(device) and _importable()
+    return device.type == "cuda" and dtype in WIDTHS and _able(device) and _importable(_oldest(device))
 
 
 def size(n: int, dtype: torch.dtype) -> int:
@@ -79,14 +81,34 @@ def unpack(packed: Tensor, n: int, dtype: torch.dtype) -> Tensor:
     return (rows >> places & 1).view(-1)[:n]
 
 
-def backward(decoder: Decoder, dy: Tensor, y: Tensor, packed: Tensor) -> Tensor:
-    """dy * g(y, s) for flat dy and y (n,) of one dtype and the bytes that `pack` or `forward` gave."""
+def backward(decoder: Decoder, dy: Tensor, y: Tensor, packed: Tensor, lowest: Lowest | None = None) -> Tensor:
+    """dy * g(y, s) for flat dy and y (n,) of one dtype and the bytes that `pack` or `forward` gave.
+
+    lowest: what float32 outputs next to the turning value decode to instead.
+    """
     from invref.kernels import gpu_kernels
 
     dx = torch.empty_like(y)
     tensors = (_words(dy), _words(y), packed, _words(dx))
-    values = constants(decoder, BY_DTYPE[y.dtype].name)
-    _launch(gpu_kernels.backward, y, tensors, values, {"DIRECT": _nvidia(y)}, fusion=False)
+    # Without lowest codes their pointer is one that nothing is read from.
+    table, start, count = (packed, 0, 0) if lowest is None else (lowest.values, lowest.first, lowest.values.shape[1])
+    values = (*constants(decoder, BY_DTYPE[y.dtype].name), table, start)
+    named = {"DIRECT": _nvidia(y), "LOWEST": count}
+    _launch(gpu_kernels.backward, y, tensors, values, named, fusion=False)
+    return dx
+
+
+def by_table(table: Tensor, dy: Tensor, y: Tensor, packed: Tensor | None) -> Tensor:
+    """dy * table[s, y] for flat dy and y (n,) of one 16-bit dtype, and the bytes of `pack` for a table of two sides.
+
+    table: float32 (1 or 2, 65536), by the output's bit pattern; one side takes no bytes.
+    """
+    from invref.kernels import gpu_kernels
+
+    dx = torch.empty_like(y)
+    words = y.view(torch.int16)
+    tensors = (_words(dy), words, words if packed is None else packed, _words(dx), table)
+    _launch(gpu_kernels.by_table, y, tensors, (), {"SIDES": 1 if packed is None else 2}, fusion=False)
     return dx
 
 
@@ -141,18 +163,42 @@ def _launch(
     named: dict[str, Any],
     fusion: bool,
 ) -> None:
-    blocks, rest = divmod(x.numel(), BLOCK)
-    common = {"WIDTH": WIDTHS[x.dtype], **named, **_options(x.device, fusion)}
+    """Runs a kernel over the blocks of x, and its masked variant over what is left.
+
+    Triton's own way to a compiled kernel costs more than the kernel takes for most tensors: it looks at each argument
+    for what to compile. What it would find is the same for all aligned tensors of a dtype on a device, so the compiled
+    kernel is remembered.
+    """
+    n = x.numel()
+    blocks, rest = divmod(n, BLOCK)
     with _on(x.device):
-        if blocks:
-            kernel[(blocks,)](*tensors, 0, x.numel(), *values, MASKED=False, **common)
-        if rest:
-            kernel[(1,)](*tensors, blocks, x.numel(), *values, MASKED=True, **common)
+        for first, count, masked in ((0, blocks, False), (blocks, int(rest > 0), True)):
+            if not count:
+                continue
+            arguments = (*tensors, first, n, *values)
+            key = (kernel, x.dtype, x.device, *named.values(), fusion, masked)
+            # Triton types an integer by its size, and makes wide loads for aligned tensors only.
+            usual = n <= _MOST_INT and x.device.type == "cuda" and not any(t.data_ptr() & 15 for t in tensors)
+            if usual and key in _COMPILED:
+                compiled, constants = _COMPILED[key]
+                compiled[(count, 1, 1)](*arguments, *constants)
+                continue
+            chosen = {"WIDTH": WIDTHS[x.dtype], "MASKED": masked, **named}
+            compiled = kernel[(count,)](*arguments, **chosen, **_options(x.device, fusion))
+            if usual:
+                _COMPILED[key] = compiled, tuple(chosen[name] for name in kernel.arg_names if name in chosen)
+
+
+_COMPILED: dict[tuple[Any, ...], tuple[Any, tuple[Any, ...]]] = {}
+"""By kernel, dtype, device and constants: the compiled kernel for aligned tensors, and its constants in their order."""
+
+_MOST_INT = 2**31 - 1
 
 
 def _on(device: torch.device) -> AbstractContextManager[Any]:
     """Makes `device` the current one: Triton launches there, whatever device its tensors are on."""
-    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
+    elsewhere = device.type == "cuda" and device.index not in (None, torch.cuda.current_device())
+    return torch.cuda.device(device) if elsewhere else nullcontext()
 
 
 @cache
@@ -179,11 +225,18 @@ def _able(device: torch.device) -> bool:
 
 
 @cache
-def _importable() -> bool:
+def _oldest(device: torch.device) -> tuple[int, int]:
+    """Triton's oldest version to be used on a device."""
+    early = torch.version.hip is None and torch.cuda.get_device_capability(device) < (10, 0)
+    return OLDEST_TO_SM_90 if early else OLDEST
+
+
+@cache
+def _importable(oldest: tuple[int, int]) -> bool:
     found = _triton()
-    if found is not None and tuple(map(int, found.split(".")[:2])) >= OLDEST:
+    if found is not None and tuple(map(int, found.split(".")[:2])) >= oldest:
         return True
-    wanted = f"triton>={OLDEST[0]}.{OLDEST[1]}"
+    wanted = f"triton>={oldest[0]}.{oldest[1]}"
     has = "no triton" if found is None else f"triton {found}"
     warnings.warn(
         f"invref runs its plain torch code on this GPU, which is much slower: there is {has} here, `pip install "

@@ -191,7 +191,44 @@ def _derivative(
     return tl.where(head, 1.0, 0.0) + m * _quotient(p, q, DIRECT)
 
 
+@triton.jit
+def _replaced(
+    g: tl.tensor, y: tl.tensor, side: tl.tensor, at: tl.tensor, first: tl.tensor, LOWEST: tl.constexpr
+) -> tl.tensor:
+    # As codes.Lowest.find: by the ordinals of float32 outputs.
+    pattern = y.to(tl.int32, bitcast=True)
+    index = tl.where(pattern < 0, pattern ^ 0x7FFFFFFF, pattern) - first
+    inside = (index >= 0) & (index < LOWEST)
+    return tl.where(inside, tl.load(at + index + tl.where(side != 0, LOWEST, 0), mask=inside, other=0.0), g)
+
+
 @triton.jit(do_not_specialize=["first", "n"])
+def by_table(
+    dy_at: tl.tensor,
+    y_at: tl.tensor,
+    bits_at: tl.tensor,
+    dx_at: tl.tensor,
+    table_at: tl.tensor,
+    first: tl.tensor,
+    n: tl.tensor,
+    WIDTH: tl.constexpr,
+    MASKED: tl.constexpr,
+    SIDES: tl.constexpr,
+) -> None:
+    """dx = dy * table[s, y], all (n,) of a 16-bit format, y as int16 words; table (SIDES, 65536), s = 0 for one."""
+    block = first + tl.program_id(0).to(tl.int64)
+    rest = _rest(n, block, MASKED)
+    start = block * BLOCK
+    index = _load(y_at + start, _offsets(0, WIDTH), rest, MASKED).to(tl.int32) & 0xFFFF
+    dy = _load(dy_at + start, _offsets(0, WIDTH), rest, MASKED)
+    if SIDES > 1:
+        byte = _load_bits(bits_at + block * ROWS, rest, WIDTH, MASKED)
+        index += tl.where((byte & (1 << tl.arange(0, WIDTH)[None, :])) != 0, 65536, 0)
+    g = tl.load(table_at + index).to(tl.float32)
+    _store(dx_at + start, _offsets(0, WIDTH), _wide(dy) * g, rest, MASKED)
+
+
+@triton.jit(do_not_specialize=["first", "n", "lowest_first"])
 def backward(
     dy_at: tl.tensor,
     y_at: tl.tensor,
@@ -201,11 +238,17 @@ def backward(
     n: tl.tensor,
     scalars: tl.tensor,
     segments: tl.tensor,
+    lowest_at: tl.tensor,
+    lowest_first: tl.tensor,
     WIDTH: tl.constexpr,
     MASKED: tl.constexpr,
     DIRECT: tl.constexpr,
+    LOWEST: tl.constexpr,
 ) -> None:
-    """dx = dy * g(y, s), all (n,), for the blocks from `first` on; scalars and segments as `gpu.constants` has them."""
+    """dx = dy * g(y, s), all (n,), for the blocks from `first` on; scalars and segments as `gpu.constants` has them.
+
+    LOWEST: how many float32 outputs from the ordinal `lowest_first` on decode to lowest_at[s * LOWEST + i] instead.
+    """
     block = first + tl.program_id(0).to(tl.int64)
     rest = _rest(n, block, MASKED)
     start = block * BLOCK
@@ -217,10 +260,16 @@ def backward(
         y_more = _load(y_at + start, _offsets(1, WIDTH), rest, MASKED)
         dy_more = _load(dy_at + start, _offsets(1, WIDTH), rest, MASKED)
     places = 1 << tl.arange(0, WIDTH)[None, :]
-    g = _derivative(_wide(y), byte & places, scalars, segments, DIRECT)
+    side = byte & places
+    g = _derivative(_wide(y), side, scalars, segments, DIRECT)
+    if LOWEST:
+        g = _replaced(g, y, side, lowest_at, lowest_first, LOWEST)
     _store(dx_at + start, _offsets(0, WIDTH), _wide(dy) * g, rest, MASKED)
     if WIDTH < BITS:
-        g = _derivative(_wide(y_more), byte & (places << WIDTH), scalars, segments, DIRECT)
+        side = byte & (places << WIDTH)
+        g = _derivative(_wide(y_more), side, scalars, segments, DIRECT)
+        if LOWEST:
+            g = _replaced(g, y_more, side, lowest_at, lowest_first, LOWEST)
         _store(dx_at + start, _offsets(1, WIDTH), _wide(dy_more) * g, rest, MASKED)
 
 
