@@ -32,6 +32,7 @@ from invref.autograd import Forward, checked, inverted, wants_gradient
 from invref.errors import FormulaError
 from invref.parametric import prelu as prelu
 from invref.parametric import xielu as xielu
+from invref.placements import is_split, locally
 
 sigmoid = torch.sigmoid
 tanh = torch.tanh
@@ -39,11 +40,22 @@ tanh = torch.tanh
 
 def _apply(name: str, x: Tensor, forward: Forward, arguments: tuple[float, ...] = (), inplace: bool = False) -> Tensor:
     checked(name, x)
+    if is_split(x):
+        return _apply_locally(name, x, forward, arguments, inplace)
     if torch.compiler.is_compiling():
         return operators.inverted(x, forward, name, arguments, inplace)
     if not wants_gradient(x):
         return forward(x)
     return inverted(x, forward, layers.get(layers.key_of(name, arguments)), inplace)
+
+
+def _apply_locally(name: str, x: Tensor, forward: Forward, arguments: tuple[float, ...], inplace: bool) -> Tensor:
+    def local(part: Tensor) -> Tensor:
+        return _apply(name, part.clone() if inplace else part, forward, arguments, inplace)
+
+    y = locally(name, local, x, inplace=inplace)
+    # A part written in place would be another tensor to autograd than the whole is.
+    return x.copy_(y) if inplace else y
 
 
 # Smooth gates, with one turning point: one side bit.

@@ -8,6 +8,7 @@ own, and keep what those keep.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -20,6 +21,7 @@ from invref.errors import InputError, TwiceError
 from invref.kernels import sidebits
 from invref.kernels.scheme import parts
 from invref.kernels.xielu import BITS, Parameters, compute, contributions, decoded, form
+from invref.placements import is_split, locally
 
 
 def prelu(input: Tensor, weight: Tensor) -> Tensor:  # noqa: A002
@@ -30,6 +32,8 @@ def prelu(input: Tensor, weight: Tensor) -> Tensor:  # noqa: A002
     and J. Sun, arXiv 1502.01852.
     """
     checked("prelu", input)
+    if is_split(input) or is_split(weight):
+        return locally("prelu", prelu, input, weight, channels=weight.numel() > 1)
     if torch.compiler.is_compiling():
         return functional.prelu(input, weight)
     if transformed():
@@ -169,6 +173,8 @@ def xielu(
     held = [torch.as_tensor(value, dtype=alpha_p.dtype, device=alpha_p.device) for value in (beta, eps)]
     if any(value.requires_grad for value in held):
         raise InputError("xielu takes a fixed beta and eps, for which it has no gradient: use beta.detach()")
+    if is_split(input) or is_split(alpha_p) or is_split(alpha_n):
+        return locally("xielu", partial(xielu, beta=float(beta), eps=float(eps)), input, alpha_p, alpha_n)
     positive = functional.softplus(alpha_p)
     negative = held[0] + functional.softplus(alpha_n)
     if torch.compiler.is_compiling() or transformed():
