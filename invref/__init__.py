@@ -42,6 +42,7 @@ __all__ = [
     "GELU",
     "SELU",
     "ClippedGELUActivation",
+    "Conversion",
     "FastGELUActivation",
     "Hardshrink",
     "Hardsigmoid",
@@ -53,6 +54,7 @@ __all__ = [
     "Mish",
     "NewGELUActivation",
     "PReLU",
+    "Plan",
     "QuickGELUActivation",
     "ReLU",
     "ReLU6",
@@ -67,11 +69,20 @@ __all__ = [
     "Tanhshrink",
     "Threshold",
     "XIELUActivation",
+    "convert",
     "enclosure",
     "from_formula",
     "functional",
+    "inverted",
+    "plan",
     "reference",
 ]
+
+_LATE = {
+    "Conversion": "conversion", "Plan": "planning", "convert": "conversion", "from_formula": "custom",
+    "inverted": "mode", "plan": "planning",
+}  # fmt: skip
+"""Names that few programs use, and where they are."""
 
 
 def __getattr__(name: str) -> Any:
@@ -79,7 +90,7 @@ def __getattr__(name: str) -> Any:
     if name in ("enclosure", "reference"):
         with needing(f"invref.{name}"):
             return importlib.import_module(f"invref.{name}")
-    if name == "from_formula":
+    if name in _LATE:
         with needing(f"invref.{name}"):
-            return importlib.import_module("invref.custom").from_formula
+            return getattr(importlib.import_module(f"invref.{_LATE[name]}"), name)
     raise AttributeError(f"module 'invref' has no attribute {name!r}")
