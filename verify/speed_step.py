@@ -17,6 +17,7 @@ from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 from invref.catalogue import Row
+from invref.storages import counting
 from verify import speed_clock, speed_stats
 from verify.speed_compile import Function, compiled, quiet, reason
 from verify.speed_record import STEP_OURS, Timing
@@ -144,20 +145,9 @@ def measure(
 
 def kept(step: Step, forward: Function) -> int:
     """Bytes of the storages that the forward keeps for backward, each counted once, those of parameters left out."""
-    own = {parameter.untyped_storage().data_ptr() for parameter in step.parameters}
-    held: dict[int, int] = {}
-
-    def note(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in own:
-            held[storage.data_ptr()] = storage.nbytes()
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-        output = forward(step.x)
-    # The graph, and all that it keeps, must live while storages are told apart by where they lie.
-    del output
-    return sum(held.values())
+    with counting(but=tuple(step.parameters)) as found:
+        forward(step.x)
+    return found.total
 
 
 def errors(gradients: list[Tensor], exact: list[Tensor]) -> tuple[float | None, float | None]:
