@@ -202,6 +202,19 @@ def test_an_arm_that_ends_elsewhere_is_different():
     json.dumps(found.to_json(), allow_nan=False)
 
 
+def test_a_run_whose_native_arm_is_not_finite_is_written_all_the_same():
+    seeds = [seed(i, inverted=1e-6, twin=1e-6, coarse=1e-2) for i in range(3)]
+    native = replace(seeds[0].runs[0], loss=math.nan)
+    found = training_findings.findings([replace(seeds[0], runs=(native, *seeds[0].runs[1:])), *seeds[1:]])
+    assert found.whole == "different"
+    assert json.loads(json.dumps(found.to_json(), allow_nan=False))["margins"]["loss"]["value"] is None
+
+
+@pytest.mark.parametrize("loss", [2.2628190517425537, 4.8568840026855469, 1.1754943508222875e-38])
+def test_a_float32_comes_back_from_the_digits_kept(loss):
+    assert np.float32(training_record._plain(loss)) == np.float32(loss)
+
+
 @pytest.fixture(scope="module")
 def trained():
     shape = replace(SHAPES["mlp"], width=16)

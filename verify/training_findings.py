@@ -78,7 +78,7 @@ class Findings:
             "verdict": self.whole,
             "escaped": self.escaped,
             "told_apart": {control: self.told_apart(control) for control in self.controls},
-            "margins": {name: {"value": m.value, "rule": m.rule} for name, m in self.margins.items()},
+            "margins": {name: m.to_json() for name, m in self.margins.items()},
             "lines": [
                 {"arm": line.arm, "level": line.level, "quantity": line.quantity, **line.test.to_json()}
                 for line in self.lines

@@ -15,8 +15,8 @@ from typing import Any
 from invref.errors import InputError
 from verify import document
 
-DIGITS = 7
-"""Significant digits kept of a number: what float32 has."""
+DIGITS = 9
+"""Significant digits kept of a number: as many bring every float32 back, so losses differ in the file where they did."""
 
 
 @dataclass(frozen=True)

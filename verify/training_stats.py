@@ -41,6 +41,10 @@ class Margin:
     value: float
     rule: str
 
+    def to_json(self) -> dict[str, Any]:
+        """The fields, with None for a value that is not finite."""
+        return _finite(asdict(self))
+
 
 @dataclass(frozen=True)
 class Test:
@@ -63,7 +67,7 @@ class Test:
 
     def to_json(self) -> dict[str, Any]:
         """The fields, with None for what is not finite."""
-        return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in asdict(self).items()}
+        return _finite(asdict(self))
 
 
 def margin(native: Sequence[float], spread: float = OF_SPREAD, of_value: float = OF_VALUE) -> Margin:
@@ -156,6 +160,10 @@ def students() -> Any:
     except ImportError as error:
         raise MissingError("invref-verify training needs scipy: pip install 'invref[training]'") from error
     return t
+
+
+def _finite(fields: dict[str, Any]) -> dict[str, Any]:
+    return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in fields.items()}
 
 
 def _p(mean: float, error: float, n: int, allowed: float) -> float:
