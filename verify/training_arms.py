@@ -24,14 +24,6 @@ NATIVE, INVERTED, TWIN = "native", "inverted", "twin"
 COARSE, FLIPPED, WRONG = "coarse", "flipped", "wrong"
 CONTROLS = (COARSE, FLIPPED, WRONG)
 ARMS = (NATIVE, INVERTED, TWIN, *CONTROLS)
-MEANING = {
-    NATIVE: "torch's own activation",
-    INVERTED: "invref's",
-    TWIN: "native, its gradient with independent noise of the error floor's size and of one rounding",
-    COARSE: "control: a decoder with an error of up to 2e-2",
-    FLIPPED: "control: the side bit flipped in 1 % of the elements that have two sides",
-    WRONG: "control: the gradient of another activation",
-}
 ERROR = 2e-2
 """What the coarse control's decoder is off by at worst."""
 RIPPLE = 6.0

@@ -21,7 +21,7 @@ from invref.errors import InputError
 from verify import devices, document, report, training_arms, training_findings, training_record, training_stats
 from verify.exits import PASSED, VIOLATED
 from verify.progress import Bar, Step
-from verify.training_findings import FEWEST, INVERTED, LEVELS, WORTHLESS, Findings
+from verify.training_findings import FEWEST, INVERTED, LEVELS, MEANING, Findings
 from verify.training_models import SHAPES
 from verify.training_record import Seed, Settings
 from verify.training_run import Trainer
@@ -89,15 +89,11 @@ def said(found: Findings, seeds: Sequence[Seed]) -> list[str]:
     )
     for control in found.controls:
         levels = ", ".join(found.told_apart(control)) or "no level: NOT TOLD APART"
-        lines.append(f"{training_arms.MEANING[control]}: told apart by {levels}")
+        lines.append(f"{MEANING[control]}: told apart by {levels}")
     if not found.sensed:
         lines.append("the outcome told no control apart: taken alone it says that the margin holds, and no more")
     lines += [f"inverted, {level}: {found.verdict(INVERTED, level)}" for level in LEVELS]
-    if found.whole == WORTHLESS:
-        return [*lines, f"verdict: none; this run is worth nothing, it did not notice: {', '.join(found.escaped)}"]
-    needed = found.needed(INVERTED)
-    more = "; about how many seeds would decide is not known" if needed is None else f"; {needed} seeds would decide"
-    return [*lines, f"verdict: {found.whole}{more if found.whole == 'undecided' else ''} ({len(seeds)} seeds)"]
+    return [*lines, f"verdict: {found.whole}, {found.reasons}"]
 
 
 def _told(step: Step, before: int, seeds: int, done: int, total: int) -> None:

@@ -1,4 +1,4 @@
-"""Verdicts on a training run, from its record alone: each arm at three levels, the controls, and the whole.
+"""Verdicts on a training run, from its record alone: each arm at three levels, the controls, the whole in a sentence.
 
 Guarantees that a control that no level tells apart makes the run worthless, whatever else was found, and that native's
 outcomes alone fix the margins. Must not know how anything was trained.
@@ -6,19 +6,33 @@ outcomes alone fix the margins. Must not know how anything was trained.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean
 from typing import Any, Literal
 
+from invref.errors import InputError
+from verify import report
 from verify import training_stats as stats
 from verify.training_record import Run, Seed
 from verify.training_stats import Margin, Test, Verdict
 
 NATIVE, INVERTED, TWIN = "native", "inverted", "twin"
+MEANING = {
+    NATIVE: "torch's own activation",
+    INVERTED: "invref's",
+    TWIN: "native, its gradient with independent noise of the error floor's size and of one rounding",
+    "coarse": "control: a decoder with an error of up to 2e-2",
+    "flipped": "control: the side bit flipped in 1 % of the elements that have two sides",
+    "wrong": "control: the gradient of another activation",
+}
+"""The arms in words."""
 Level = Literal["one step", "trajectory", "outcome"]
 LEVELS: tuple[Level, ...] = ("one step", "trajectory", "outcome")
 WORTHLESS = "worthless"
+PLACE = {"equivalent": "within", "different": "outside", "undecided": "neither within nor outside"}
+"""Where the interval of an outcome lies beside the margin, by verdict."""
 FEWEST = 2
 """Seeds without which nothing has a spread."""
 
@@ -72,6 +86,24 @@ class Findings:
         known = [n for n in open_ if n is not None]
         return max(known) if known and len(known) == len(open_) else None
 
+    def of(self, arm: str, level: Level) -> list[Line]:
+        """An arm's lines at a level."""
+        return [line for line in self.lines if (line.arm, line.level) == (arm, level)]
+
+    @property
+    def reasons(self) -> str:
+        """What the verdict rests on, in one sentence to be read after it."""
+        if self.whole == WORTHLESS:
+            missed = ", ".join(self.escaped)
+            return f"since no level tells apart: {missed}" if missed else "since it has no control"
+        outcome = self.of(INVERTED, "outcome")
+        told = f"over {outcome[0].test.seeds} seeds: {'; '.join(map(_interval, outcome))}"
+        if self.whole != "undecided":
+            return told
+        needed = self.needed(INVERTED)
+        return f"{told}; " + ("how many seeds would decide is not known" if needed is None else
+                              f"about {needed:,} seeds would decide")  # fmt: skip
+
     def to_json(self) -> dict[str, Any]:
         """Everything as JSON values."""
         return {
@@ -84,6 +116,40 @@ class Findings:
                 for line in self.lines
             ],
         }
+
+
+def shown(value: float) -> str:
+    """A number to three digits, in words where it is not finite."""
+    if not math.isfinite(value):
+        return "not finite"
+    return f"{value:.3g}" if value == 0 or 0.01 <= abs(value) < 999.5 else report.number(value)
+
+
+def from_json(found: dict[str, Any]) -> Findings:
+    """What `Findings.to_json` gave; what was not finite comes back as NaN. InputError where it is something else."""
+    try:
+        lines = [Line(line["arm"], line["level"], line["quantity"], _test(line)) for line in found["lines"]]
+        margins = {name: Margin(_number(m["value"]), m["rule"]) for name, m in found["margins"].items()}
+        return Findings(tuple(lines), margins, tuple(found["told_apart"]))
+    except (KeyError, TypeError, ValueError) as error:
+        raise InputError(f"the findings of this training record cannot be read ({error}): train again") from error
+
+
+def _test(found: dict[str, Any]) -> Test:
+    mean, low, high, margin, p, power = (_number(found[key]) for key in ("mean", "low", "high", "margin", "p", "power"))
+    return Test(found["verdict"], found["seeds"], mean, low, high, margin, p, power, found["needed"])
+
+
+def _number(value: float | None) -> float:
+    return math.nan if value is None else float(value)
+
+
+def _interval(line: Line) -> str:
+    t = line.test
+    if not math.isfinite(t.mean):
+        return f"the difference in {line.quantity} is not finite"
+    return (f"the difference in {line.quantity}, {shown(t.low)} to {shown(t.high)} at 90 %, "
+            f"is {PLACE[t.verdict]} ±{shown(t.margin)}")  # fmt: skip
 
 
 def findings(seeds: Sequence[Seed]) -> Findings:

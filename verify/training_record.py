@@ -16,7 +16,7 @@ from invref.errors import InputError
 from verify import document
 
 DIGITS = 9
-"""Significant digits kept of a number: as many bring every float32 back, so losses differ in the file where they did."""
+"""Significant digits kept of a number: as many as bring every float32 back."""
 
 
 @dataclass(frozen=True)
@@ -84,6 +84,16 @@ class Seed:
         return next(run for run in self.runs if run.arm == arm)
 
 
+@dataclass(frozen=True)
+class Record:
+    """A file's content. run: versions, machine and date; findings: as JSON values, None until the last seed is done."""
+
+    settings: Settings
+    seeds: tuple[Seed, ...]
+    findings: dict[str, Any] | None
+    run: dict[str, Any]
+
+
 def content(settings: Settings, seeds: list[Seed]) -> dict[str, Any]:
     """Settings and results as JSON values."""
     return {"settings": asdict(settings), "seeds": [_plain(asdict(seed)) for seed in seeds]}
@@ -95,12 +105,12 @@ def write(path: Path, settings: Settings, seeds: list[Seed], findings: dict[str,
     document.write_text(path, json.dumps(body, ensure_ascii=False, allow_nan=False) + "\n")
 
 
-def read(path: Path) -> tuple[Settings, list[Seed]]:
+def read(path: Path) -> Record:
     """What `write` wrote; InputError where the file is not one."""
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
         settings = Settings(**{**found["settings"], "arms": tuple(found["settings"]["arms"])})
-        return settings, [_seed(seed) for seed in found["seeds"]]
+        return Record(settings, tuple(map(_seed, found["seeds"])), found["findings"], found["run"])
     except (ValueError, KeyError, TypeError) as error:
         raise InputError(f"{path} is not a training record ({error}): remove it, or name another folder") from error
 
@@ -109,12 +119,12 @@ def resumed(path: Path, settings: Settings) -> list[Seed]:
     """The seeds done before under the same settings; InputError where the settings differ."""
     if not path.exists():
         return []
-    before, seeds = read(path)
-    ours, theirs = asdict(settings), asdict(before)
+    before = read(path)
+    ours, theirs = asdict(settings), asdict(before.settings)
     if wrong := [name for name in ours if ours[name] != theirs[name]]:
         name = wrong[0]
         raise InputError(f"{path} has {name} {theirs[name]}, not {ours[name]}: ask for the same, or leave out --resume")
-    return seeds
+    return list(before.seeds)
 
 
 def _plain(value: Any) -> Any:
