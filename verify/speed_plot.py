@@ -6,7 +6,6 @@ same measurements. Must not measure anything.
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
 
 import matplotlib as mpl
@@ -14,12 +13,12 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLocator
 
+from verify import drawing
+from verify.drawing import COLOURS, GRID, INK, SOFT
 from verify.speed_record import OURS, Timing
 from verify.speed_stats import Spread
 
-COLOURS = ("#0b63c5", "#c2410c", "#007a5c", "#9b3f8f", "#7a6a00", "#374151")
 MARKS = ("o", "s", "^", "D", "v", "P")
-INK = "#374151"
 WIDE, HIGH = 3.6, 2.9
 """Inches of a panel."""
 STRAIGHT = 4
@@ -35,8 +34,7 @@ def draw(timings: Sequence[Timing], title: str) -> Figure:
         raise ValueError("there are no ratios to draw")
     dtypes = list(dict.fromkeys(t.dtype for t in ours))
     threads = list(dict.fromkeys(t.threads for t in ours))
-    style = {"font.size": 9, "axes.titlesize": 10, "axes.spines.top": False, "axes.spines.right": False}
-    with mpl.rc_context(style):
+    with mpl.rc_context(drawing.STYLE):
         figure = Figure(figsize=(WIDE * len(threads) + 0.8, HIGH * len(dtypes) + 0.5), layout="constrained",
                         facecolor="white")  # fmt: skip
         panels = figure.subplots(len(dtypes), len(threads), squeeze=False, sharex=True, sharey=True)
@@ -55,11 +53,7 @@ def draw(timings: Sequence[Timing], title: str) -> Figure:
 
 def svg(timings: Sequence[Timing], title: str) -> str:
     """The picture's text."""
-    with mpl.rc_context({"svg.hashsalt": "invref"}):
-        out = io.StringIO()
-        draw(timings, title).savefig(out, format="svg", metadata={"Date": None})
-    # A space at a line's end says nothing.
-    return "\n".join(line.rstrip() for line in out.getvalue().splitlines()) + "\n"
+    return drawing.svg(draw(timings, title))
 
 
 def _scale(axes: Axes, ratios: Sequence[Spread]) -> None:
@@ -87,7 +81,7 @@ def _panel(axes: Axes, timings: list[Timing], title: str) -> None:
         n = [t.n for t in points]
         spreads = [t.ratio for t in points if t.ratio]
         place = named.index(name) if name in named else None
-        colour = "#9ca3af" if place is None else COLOURS[place]
+        colour = SOFT if place is None else COLOURS[place]
         middles = [s.middle for s in spreads]
         if place is None:
             axes.plot(n, middles, color=colour, lw=0.7)
@@ -99,7 +93,7 @@ def _panel(axes: Axes, timings: list[Timing], title: str) -> None:
     axes.set_xticks(sizes if len(sizes) <= 8 else sizes[:: -(-len(sizes) // 8)])
     axes.xaxis.set_major_formatter(FuncFormatter(_elements))
     axes.xaxis.set_minor_locator(NullLocator())
-    axes.grid(axis="y", color="#e5e7eb", lw=0.5)
+    axes.grid(axis="y", color=GRID, lw=0.5)
     axes.set_title(title)
 
 
