@@ -133,12 +133,17 @@ def test_the_formats_asked_for_by_default_are_the_three_that_training_uses(calls
     assert [dtype for _, dtype, _ in calls] == ["bfloat16", "float16", "float32"]
 
 
-def test_samples_shard_and_state_reach_the_sweep(calls, tmp_path, capsys):
-    options = ["--samples", "7", "--shard", "2/3", "--state", str(tmp_path)]
+def test_samples_reach_the_sweep(calls, tmp_path):
+    cli.main(["gradient", "silu", "--dtype", "float32", "--samples", "7", "--state", str(tmp_path)])
+    assert calls[0][2]["samples"] == 7
+
+
+def test_shard_and_state_reach_the_sweep(calls, tmp_path, capsys):
+    options = ["--shard", "2/3", "--state", str(tmp_path)]
     assert cli.main(["gradient", "silu", "--dtype", "float32", *options]) == cli.PASSED
     ((_, _, asked),) = calls
-    assert (asked["samples"], asked["shard"], asked["state_dir"]) == (7, (2, 3), tmp_path)
-    assert "run without --shard" in capsys.readouterr().out
+    assert (asked["shard"], asked["state_dir"]) == ((2, 3), tmp_path)
+    assert f"invref-verify merge {tmp_path}" in capsys.readouterr().out
 
 
 def test_a_state_folder_that_cannot_be_written_costs_only_the_resuming(calls, tmp_path, capsys):

@@ -754,12 +754,3 @@ def test_models_wrapped_for_several_processes(process_group, how, before):
     torch.testing.assert_close(y, expected, rtol=0, atol=0)
     y.sum().backward()
     assert any(type(m) is invref.GELU for m in model.modules())
-
-
-def test_the_programs_of_the_guide_run(capsys):
-    guide = (Path(__file__).parents[1] / "docs" / "convert.md").read_text(encoding="utf-8")
-    names: dict[str, object] = {}
-    for code in re.findall(r"```python\n(.*?)```", guide, re.DOTALL):
-        exec(compile(code, "convert.md", "exec"), names)
-    # The table is the one that the guide shows.
-    assert f"```text\n{capsys.readouterr().out}```" in guide

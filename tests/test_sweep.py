@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from conftest import near_turning_point
 
 from invref import formats
 from invref.errors import InputError, ProofError
@@ -163,11 +164,6 @@ def test_shards_hold_every_finite_input_once(oracle):
     assert sorted(shard.index for part in parts for shard in part) == list(range(len(plan)))
 
 
-def near_turning_point(part, size):
-    """The part of the piece's range next to the turning point that holds `size` inputs."""
-    return replace(part, first=part.stop - size) if part.piece.index == 0 else replace(part, stop=part.first + size)
-
-
 def test_small_shards_on_two_threads_give_what_large_ones_on_one_do(oracle):
     size = 1 << 15
     parts = [near_turning_point(part, size) for part in oracle.ranges]
@@ -209,20 +205,6 @@ class Counted:
             raise KeyboardInterrupt
         self.count += 1
         return self.honest(*arguments)
-
-
-@pytest.fixture
-def small(monkeypatch):
-    """A float32 with few inputs: the plan holds four small shards next to the turning point."""
-
-    def plan(oracle):
-        parts = [near_turning_point(part, 1 << 15) for part in oracle.ranges]
-        starts = [(part, first) for part in parts for first in (part.first, part.first + (1 << 14))]
-        return [shards.Shard(i, part, first, first + (1 << 14)) for i, (part, first) in enumerate(starts)]
-
-    monkeypatch.setattr(shards, "plan", plan)
-    # Whoever edits the packages while their tests run must not make these fail.
-    monkeypatch.setattr(shards, "sources", lambda target: [Path(__file__)])
 
 
 def comparable(record):

@@ -36,7 +36,7 @@ def parser() -> argparse.ArgumentParser:
     result.add_argument("--version", action="version", version=f"invref {version('invref')}")
     commands = result.add_subparsers(dest="command", required=True, metavar="SUBCOMMAND")
 
-    for name in ("gradient", "report", "speed", "memory", "training"):
+    for name in ("gradient", "merge", "report", "speed", "memory", "training"):
         _add(commands, name)
 
     faults = commands.add_parser("mutants", help="verify the verifier: every planted fault must be caught")

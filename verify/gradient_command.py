@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import difflib
 import os
+import shlex
 import shutil
 import signal
 import sys
@@ -68,8 +69,7 @@ def add_to(commands: Any) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Runs the subcommand and returns its exit code."""
-    device = devices.named(options.device)
-    requests = [(moving.moved(target, device), dtype) for target, dtype in _requests(options)]
+    requests = _requests(options)
     shard = _shard(options.shard)
     whole = _whole_native(options)
     path = NATIVE_RESULTS if whole else options.json
@@ -110,8 +110,11 @@ def run(options: argparse.Namespace) -> int:
         for target, dtype in requests:
             if dtype == "float32":
                 shards.Store(state, target).clear()
-    if shard != (1, 1) and state:
-        print(f"the part is kept in {state}; once all {shard[1]} have run, run without --shard to put them together")
+    ours = any(dtype == "float32" and not target.foreign for target, dtype in requests)
+    if shard != (1, 1) and state and ours and options.samples is None:
+        print(
+            f"the part is kept in {state}; once all {shard[1]} have run: invref-verify merge {shlex.quote(str(state))}"
+        )
     return PASSED if all(record.passed for record in records) else VIOLATED
 
 
@@ -150,8 +153,26 @@ def _whole_native(options: argparse.Namespace) -> bool:
     return options.native and options.all and not partial and options.dtype == DTYPES and not moved
 
 
+def targets_of(words: Sequence[str]) -> list[Target]:
+    """The targets that these words of a command line choose; ValueError where they choose none of this library's."""
+    grammar = argparse.ArgumentParser(exit_on_error=False)
+    add_to(grammar.add_subparsers())
+    try:
+        options, left = grammar.parse_known_args(["gradient", *words, "--dtype", "float32"])
+    except argparse.ArgumentError as error:
+        raise ValueError(str(error)) from error
+    if left or options.target:
+        raise ValueError(f"no words for a target: {words}")
+    return [target for target, _ in _requests(options)]
+
+
 def _requests(options: argparse.Namespace) -> list[tuple[Target, str]]:
-    """The (target, format) pairs asked for, each once, grouped by activation."""
+    """The (target, format) pairs asked for, each once, grouped by activation, on the device asked for."""
+    device = devices.named(options.device)
+    return [(moving.moved(target, device), dtype) for target, dtype in _pairs(options)]
+
+
+def _pairs(options: argparse.Namespace) -> list[tuple[Target, str]]:
     for option in ("target", "formula", "gradient_formula"):
         if getattr(options, option) is not None and not getattr(options, option).strip():
             raise InputError(f"--{option.replace('_', '-')} is empty: give a text after it, or leave it out")

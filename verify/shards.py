@@ -10,10 +10,13 @@ from __future__ import annotations
 
 import hashlib
 import inspect
+import json
 import shutil
 import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import IO
 from zipfile import BadZipFile
 
 import numpy as np
@@ -27,6 +30,8 @@ from verify.scan import BLOCK, Tally
 from verify.targets import Target
 
 SIZE = 1 << 24
+NOTE = "run.json"
+"""In a folder of results: what they are of, for whoever puts them together elsewhere."""
 
 
 @dataclass(frozen=True)
@@ -66,13 +71,16 @@ class Store:
     """Results in a folder, one file a shard; with no folder nothing is kept."""
 
     def __init__(self, folder: Path | None, target: Target) -> None:
-        self.folder = folder / f"{target.name}-float32-{fingerprint(target)}" if folder and not target.foreign else None
+        self.folder = folder / folder_name(target) if folder and not target.foreign else None
         if self.folder:
             self.folder.mkdir(parents=True, exist_ok=True)
+            note = json.dumps(made_by(target), indent=1) + "\n"
+            if not _is(self.folder / NOTE, note):
+                self._write(self.folder / NOTE, lambda file: file.write(note.encode()))
 
     def load(self, shard: Shard) -> Result | None:
         """The shard's result, None if it is not there (or not readable, after a crash of the disk)."""
-        path = self._path(shard)
+        path = self.path(shard)
         if path is None or not path.is_file():
             return None
         try:
@@ -88,12 +96,16 @@ class Store:
 
     def save(self, shard: Shard, result: Result) -> None:
         """Keep the result; a reader sees all of it or nothing."""
-        path = self._path(shard)
-        if path is None:
-            return
+        path = self.path(shard)
+        if path is not None:
+            arrays = {**vars(result.tally), "hull_y": result.hull_y, "hull_slope": result.hull_slope}
+            self._write(path, lambda file: np.savez(file, **arrays))
+
+    @staticmethod
+    def _write(path: Path, content: Callable[[IO[bytes]], object]) -> None:
         try:
             with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".part", delete=False) as file:
-                np.savez(file, **vars(result.tally), hull_y=result.hull_y, hull_slope=result.hull_slope)
+                content(file)
             Path(file.name).replace(path)
         except OSError:
             # A full disk, or another run that has cleared the folder: the verdict does not depend on what is kept.
@@ -104,7 +116,8 @@ class Store:
         if self.folder:
             shutil.rmtree(self.folder, ignore_errors=True)
 
-    def _path(self, shard: Shard) -> Path | None:
+    def path(self, shard: Shard) -> Path | None:
+        """Where the shard's result is, or will be."""
         return self.folder / f"shard-{shard.index:04d}.npz" if self.folder else None
 
 
@@ -117,6 +130,16 @@ def sources(target: Target) -> list[Path]:
     return sorted(files)
 
 
+def folder_name(target: Target) -> str:
+    """Of a target's float32 results: those of other code, another framework or processor have another one."""
+    return f"{target.name}-float32-{fingerprint(target)}"
+
+
+def made_by(target: Target) -> dict[str, str]:
+    """What a folder says of its results: the words of the command line for the target, and what it ran on."""
+    return {"request": target.options or target.name, "torch": torch.__version__, "forward": target.forward}
+
+
 def fingerprint(target: Target) -> str:
     """A hash of all that a result depends on: sources and tables, framework and processor, formula and target."""
     digest = hashlib.sha256()
@@ -126,3 +149,10 @@ def fingerprint(target: Target) -> str:
     for text in (repr(meant), target.label, target.forward, torch.__version__, str(SIZE), str(BLOCK)):
         digest.update(text.encode() + b"\0")
     return digest.hexdigest()[:16]
+
+
+def _is(path: Path, text: str) -> bool:
+    try:
+        return path.read_text(encoding="utf-8") == text
+    except OSError:
+        return False
