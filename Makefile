@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 RUN := $(BIN)/python -m verify
 
-.PHONY: verify verify-all reports pages readme tables mutants speed transforms gpu gpu-static test test-all lint venv clean
+.PHONY: verify verify-all reports pages training-pages readme tables mutants speed transforms gpu gpu-static test test-all lint venv clean
 
 # Every layer in the sixteen-bit formats, and GELU and SiLU over all 4,278,190,080 finite float32 inputs.
 verify: .venv/stamp
@@ -28,6 +28,10 @@ pages: .venv/stamp
 readme: .venv/stamp
 	$(BIN)/python -m verify.guarantees
 	$(BIN)/python -m verify.figure
+
+# The pages and pictures of the training runs, from the committed results.
+training-pages: .venv/stamp
+	$(BIN)/python -m verify.training_page reports/training
 
 # The decoders' coefficients, byte for byte.
 tables: .venv/stamp

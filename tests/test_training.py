@@ -206,9 +206,7 @@ def test_an_arm_that_ends_elsewhere_is_different():
     assert found.whole == "different"
     written = json.loads(json.dumps(found.to_json(), allow_nan=False))
     assert training_findings.from_json(written) == found
-    assert found.reasons.startswith(
-        "over 4 seeds: the difference in validation loss, 0.0986 to 0.101 at 90 %, is out"
-    )
+    assert found.reasons.startswith("over 4 seeds: the difference in validation loss, 0.0986 to 0.101 at 90 %, is out")
 
 
 def test_a_run_whose_native_arm_is_not_finite_is_written_all_the_same():

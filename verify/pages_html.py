@@ -29,12 +29,12 @@ MEANING = {
 }
 
 
-def document(title: str, body: str, script: str = "") -> str:
-    """A whole page."""
+def document(title: str, body: str, script: str = "", style: str = "") -> str:
+    """A whole page; `style` is for what this page alone has."""
     return (
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f'<link rel="icon" href="data:,">\n<title>{escape(title)}</title>\n<style>{STYLE}</style>\n</head>\n'
+        f'<link rel="icon" href="data:,">\n<title>{escape(title)}</title>\n<style>{STYLE}{style}</style>\n</head>\n'
         f"<body>\n{body}\n{script}</body>\n</html>\n"
     )
 

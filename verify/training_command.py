@@ -1,8 +1,8 @@
 """`invref-verify training`: does training notice that gradients are decoded from the output?
 
 Guarantees that whatever can be wrong with the arguments is found before the work starts, that what was done is on disk
-after every seed, and exit code 0 only where the outcome is equivalent and every control was told apart. Must not know
-how arms are trained, nor what counts as equal.
+after every seed, that an interrupted run's seeds are not lost to one that starts anew, and exit code 0 only where the
+outcome is equivalent and every control was told apart. Must not know how arms are trained, nor what counts as equal.
 """
 
 from __future__ import annotations
@@ -18,7 +18,16 @@ import torch
 from rich.table import Table
 
 from invref.errors import InputError
-from verify import devices, document, report, training_arms, training_findings, training_record, training_stats
+from verify import (
+    devices,
+    document,
+    report,
+    training_arms,
+    training_findings,
+    training_page,
+    training_record,
+    training_stats,
+)
 from verify.exits import PASSED, VIOLATED
 from verify.progress import Bar, Step
 from verify.training_findings import FEWEST, INVERTED, LEVELS, MEANING, Findings
@@ -39,7 +48,7 @@ def add_to(commands: Any) -> None:
     training.add_argument("--steps", type=int, metavar="N", help="steps of each run (each model has its own)")
     training.add_argument("--seeds", type=int, default=SEEDS, metavar="N", help=f"seeds, {FEWEST} or more ({SEEDS})")
     training.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N (cpu)")
-    training.add_argument("--out", type=Path, metavar="DIR", help="write MODEL-DTYPE.json into DIR after every seed")
+    training.add_argument("--out", type=Path, metavar="DIR", help="write MODEL-DTYPE.json, .html and .svg")
     training.add_argument("--resume", action="store_true", help="go on from the seeds in --out's file")
     training.add_argument("--json", type=document.json_path, metavar="PATH", help="write the results to PATH")
     training.set_defaults(run=run)
@@ -51,32 +60,49 @@ def run(options: argparse.Namespace) -> int:
     kept = options.out / f"{options.model}-{options.dtype}.json" if options.out else None
     if options.resume and kept is None:
         raise InputError("--resume has nothing to go on from: name the folder with --out")
-    for path in (kept, options.json):
-        if path:
-            document.check_writable(path)
+    if options.json:
+        document.check_writable(options.json)
+    done = _done(kept, settings, options.resume) if kept else {}
     start = time.monotonic()
-    done = {seed.seed: seed for seed in training_record.resumed(kept, settings)} if kept and options.resume else {}
-    with Bar() as bar:
-        step = bar.job(f"{options.model}, {options.dtype}")
-        for seed in range(options.seeds):
-            if seed in done:
-                continue
-            trainer.told = partial(_told, step, seed, options.seeds)
-            done[seed] = trainer.seed(seed, settings.arms)
-            if kept:
-                training_record.write(kept, settings, list(done.values()), None, time.monotonic() - start)
+    try:
+        with Bar() as bar:
+            step = bar.job(f"{options.model}, {options.dtype}")
+            for seed in range(options.seeds):
+                if seed in done:
+                    continue
+                trainer.told = partial(_told, step, seed, options.seeds)
+                done[seed] = trainer.seed(seed, settings.arms)
+                if kept:
+                    training_record.write(kept, settings, list(done.values()), None, time.monotonic() - start)
+    except BaseException:
+        if kept and done:
+            training_page.write(kept)
+        raise
     seeds = [done[seed] for seed in range(options.seeds)]
     found = training_findings.findings(seeds)
     # Seeds that a longer run left in the file stay there.
     everything = [done[seed] for seed in sorted(done)]
     if kept:
         training_record.write(kept, settings, everything, found.to_json(), sum(s.seconds for s in everything))
+        training_page.write(kept)
     if options.json:
         training_record.write(options.json, settings, seeds, found.to_json(), sum(s.seconds for s in seeds))
     console = report.console()
     console.print(_table(found))
     print(*said(found, seeds), sep="\n")
+    if kept:
+        print(f"written to {options.out}: open {kept.with_suffix('.html')}")
     return PASSED if found.whole == "equivalent" else VIOLATED
+
+
+def _done(kept: Path, settings: Settings, resume: bool) -> dict[int, Seed]:
+    """The seeds to go on from; InputError where the file's would be lost."""
+    training_page.prepare(kept)
+    if resume:
+        return {seed.seed: seed for seed in training_record.resumed(kept, settings)}
+    if kept.exists() and (before := training_record.read(kept)).findings is None:
+        raise InputError(f"{kept} has {len(before.seeds)} seeds of an interrupted run: say --resume, or remove it")
+    return {}
 
 
 def said(found: Findings, seeds: Sequence[Seed]) -> list[str]:
