@@ -45,7 +45,7 @@ CAPTIONS = {
     "An arrow: the bar goes on.",
 }
 STYLE = """.drawn{max-width:none;grid-template-columns:repeat(auto-fit,minmax(min(100%,30rem),1fr))}
-.drawn path{fill:inherit;stroke:inherit;stroke-width:inherit}
+.drawn path{fill:inherit;stroke:inherit;stroke-width:inherit}.drawn svg *{stroke-linejoin:round;stroke-linecap:butt}
 .equivalent{color:var(--good)}.undecided,.unfinished{color:var(--some)}.different,.worthless{color:var(--bad)}
 .wanted{color:inherit}.lead{font-size:1.05rem}
 """
@@ -181,7 +181,8 @@ def _inlined(svg: str, name: str) -> str:
     """A picture as part of a page: in the page's colours, with a name for those who cannot see it."""
     start = svg.index("<svg")
     opened = svg[start:].replace("<svg ", f'<svg class="plot" role="img" aria-label="{escape(name)}" ', 1)
-    opened = re.sub(r"\s*<metadata>.*?</metadata>", "", opened, flags=re.DOTALL)
+    # Style sheets inside would be the whole page's.
+    opened = re.sub(r"\s*<(metadata|style)\b.*?</\1>", "", opened, flags=re.DOTALL)
     opened = re.sub(r' xmlns(:\w+)?="[^"]*"', "", opened)
     return re.sub("|".join(THEME), lambda found: f"var({THEME[found[0]]})", opened)
 

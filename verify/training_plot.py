@@ -12,11 +12,12 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure, FigureBase
-from matplotlib.ticker import FuncFormatter, MaxNLocator
+from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
 from numpy.typing import NDArray
 
 from verify import drawing
 from verify.drawing import COLOURS, GRID, INK, SOFT
+from verify.plots_scale import Scale
 from verify.training_findings import NATIVE, Findings, Line, shown
 from verify.training_record import Record, Run, Seed
 
@@ -46,7 +47,7 @@ def pictures(record: Record, found: Findings | None) -> dict[str, str]:
 
 
 def sheet(record: Record, found: Findings | None, title: str) -> str:
-    """All pictures on one sheet, letters as outlines."""
+    """All pictures on one sheet."""
     chosen = list(_chosen(found).items())
     with mpl.rc_context(drawing.STYLE):
         rows = -(-len(chosen) // 2)
@@ -56,7 +57,7 @@ def sheet(record: Record, found: Findings | None, title: str) -> str:
             draw(place, record)
             place.suptitle(name, fontsize=9, color=INK)
         figure.suptitle(title, fontsize=11)
-    return drawing.svg(figure)
+    return drawing.svg(figure, "none")
 
 
 def used(record: Record, found: Findings | None) -> tuple[Seed, ...]:
@@ -174,8 +175,15 @@ def _curve(axes: Axes, x: Floats, values: Floats, arm: str, marker: str = "") ->
 
 def _logarithmic(axes: Axes) -> None:
     drawn = np.concatenate([np.asarray(line.get_ydata(), float) for line in axes.lines] or [np.zeros(0)])
-    if (drawn > 0).any():
+    drawn = drawn[drawn > 0]
+    if drawn.size:
         axes.set_yscale("log", nonpositive="mask")
+        # Whole decades, so that there are two ticks at least.
+        low, high = np.floor(np.log10(drawn.min())), np.ceil(np.log10(drawn.max()))
+        scale = Scale(10.0**low, 10.0 ** max(high, low + 1), "log")
+        axes.set_ylim(scale.low, scale.high)
+        axes.set_yticks(*zip(*scale.ticks(), strict=True))
+        axes.yaxis.set_minor_locator(NullLocator())
     else:
         axes.text(0.5, 0.5, "no finite difference to show", transform=axes.transAxes, ha="center", color=INK)
 
