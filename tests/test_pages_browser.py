@@ -82,11 +82,12 @@ def chromium():
 
 @pytest.fixture(scope="module")
 def pages():
-    """Pages made from the data of one activation and its index, and all that are committed."""
+    """Pages made from the data of one activation and its index, and all that are committed, training runs' too."""
     data = report_example.example()
     made = {"made": pages_html.page(data), "index_made": pages_index.page([data, {**data, "activation": "another"}])}
     committed = {path.stem: path.read_text(encoding="utf-8") for path in sorted(REPORTS.glob("*.html"))}
-    return {**made, **committed}
+    runs = {f"training_{path.stem}": path.read_text(encoding="utf-8") for path in (REPORTS / "training").glob("*.html")}
+    return {**made, **committed, **runs}
 
 
 @pytest.fixture(scope="module", params=DARK)
@@ -141,9 +142,9 @@ def test_the_browser_complains_of_nothing(opened):
 
 def test_pages_show_pictures_tables_and_formulas(opened):
     for name, seen in opened[0].items():
-        assert seen["pictures"] >= 2, name
+        assert seen["pictures"] >= 2 or name.startswith("training_index"), name
         assert seen["rows"] >= 2, name
-        if not name.startswith("index"):
+        if not name.startswith(("index", "training_")):
             assert seen["maths"] >= 1, name
 
 
@@ -169,7 +170,7 @@ def test_text_stands_out_from_its_ground(opened):
 
 def test_the_floor_stands_out_from_its_ground(opened):
     for name, seen in opened[0].items():
-        if not name.startswith("index"):
+        if not name.startswith(("index", "training_")):
             assert seen["floors"], name
             assert min(seen["floors"]) > 1.3, name
 
@@ -177,7 +178,7 @@ def test_the_floor_stands_out_from_its_ground(opened):
 def test_text_in_pictures_can_be_read_on_a_phone(opened):
     # 11 px text has boxes about 13 px high; at 8 px they are 9.5 px.
     for name, seen in opened[0].items():
-        if not name.startswith("index"):
+        if not name.startswith(("index", "training_index")):
             assert seen["smallest"] > 9.5, name
 
 

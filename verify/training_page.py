@@ -44,7 +44,7 @@ CAPTIONS = {
     "outcome beside the margin": "Bars: 90 % intervals of the mean difference of runs from the same seed. "
     "An arrow: the bar goes on.",
 }
-STYLE = """.drawn{max-width:none;grid-template-columns:repeat(auto-fit,minmax(min(100%,30rem),1fr))}
+STYLE = """.drawn{max-width:62rem;grid-template-columns:repeat(auto-fit,minmax(min(100%,24rem),1fr))}
 .drawn path{fill:inherit;stroke:inherit;stroke-width:inherit}.drawn svg *{stroke-linejoin:round;stroke-linecap:butt}
 .equivalent{color:var(--good)}.undecided,.unfinished{color:var(--some)}.different,.worthless{color:var(--bad)}
 .wanted{color:inherit}.lead{font-size:1.05rem}
@@ -67,13 +67,13 @@ def page(record: Record) -> str:
 
 def index(records: Mapping[str, Record]) -> str:
     """The page of all runs, by name."""
-    header = ("run", "verdict", *LEVELS, "validation loss − native’s", "margin", "controls told apart", "parameters",
-              "device", "steps", "seeds", "date")  # fmt: skip
+    header = ("run", "verdict", *LEVELS[:2], "validation loss − native’s", "margin", "controls told apart",
+              "parameters", "device", "steps", "seeds", "date")  # fmt: skip
     body = (
         f"<h1>{TITLE}</h1><p>One model trained several times from the same weights on the same batches, with nothing "
         "but the gradient of its activations changed: torch’s own, invref’s, and controls that are wrong on purpose. "
-        "Levels are those of invref’s. A run’s verdict is that of its outcome.</p>"
-        + table(header, [_row(name, record) for name, record in records.items()], (5, 6, 7, 8, 10, 11))
+        "A run’s verdict is that of the outcome of invref’s; one step and trajectory are beside it.</p>"
+        + table(header, [_row(name, record) for name, record in records.items()], (4, 5, 6, 7, 9, 10))
     )
     return whole(TITLE, body, style=STYLE)
 
@@ -152,7 +152,7 @@ def _head(record: Record, found: Findings | None) -> str:
         said = f"{_verdict(UNFINISHED)}: {count} seed{'s' * (count != 1)} done, no verdict yet; --resume goes on"
         levels = ""
     else:
-        said = f"{_verdict(found.whole)}, {escape(found.reasons)}"
+        said = f"{_verdict(found.whole)}, {escape(found.reasons)}".replace(" %", "&nbsp;%")
         levels = ", ".join(f"{level}: {_verdict(found.verdict(INVERTED, level))}" for level in LEVELS)
         levels = f"<p>invref’s arm by level: {levels}.</p>"
         if not found.sensed:
@@ -283,10 +283,10 @@ def _row(name: str, record: Record) -> tuple[str, ...]:
     asked = (f"{settings.parameters:,}", escape(settings.device), f"{settings.steps:,}")
     date = escape(str(record.run.get("date", ""))[:10])
     if (found := _findings(record)) is None:
-        return (link, _verdict(UNFINISHED), *[""] * 6, *asked, f"{len(record.seeds):,}", date)
+        return (link, _verdict(UNFINISHED), *[""] * 5, *asked, f"{len(record.seeds):,}", date)
     loss = next(line.test for line in found.of(INVERTED, "outcome") if line.quantity == "validation loss")
     told = sum(bool(found.told_apart(control)) for control in found.controls)
-    return (link, _verdict(found.whole), *(_verdict(found.verdict(INVERTED, level)) for level in LEVELS),
+    return (link, _verdict(found.whole), *(_verdict(found.verdict(INVERTED, level)) for level in LEVELS[:2]),
             f"{shown(loss.low)} to {shown(loss.high)}", f"±{shown(loss.margin)}", f"{told} of {len(found.controls)}",
             *asked, f"{loss.seeds:,}", date)  # fmt: skip
 

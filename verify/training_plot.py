@@ -27,8 +27,8 @@ ARMS = ("inverted", "coarse", "twin", "flipped", "wrong", NATIVE)
 """In the order of the colours."""
 STROKES = {NATIVE: (0, (1, 1)), "inverted": "-", "twin": (0, (4, 1.5)), "coarse": "-.",
            "flipped": (0, (6, 2, 1, 2, 1, 2)), "wrong": (0, (2, 1))}  # fmt: skip
-WIDE, HIGH = 5.6, 3.4
-"""Inches of a picture."""
+WIDE, HIGH = 4.4, 3.2
+"""Inches of a picture: on a phone its letters are as large as that page's smallest."""
 POINTS = 40
 """Points of a curve of distances at most; each is the mean over as many steps as that takes."""
 REACH = 8.0
@@ -193,7 +193,8 @@ def _finish(axes: Axes, x: str, y: str) -> None:
     axes.set_ylabel(y, color=INK)
     axes.grid(axis="y", color=GRID, lw=0.5)
     axes.margins(x=0.02)
-    axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=4, frameon=False, fontsize=8, handlelength=2.6)
+    axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=3, frameon=False, handlelength=2.6,
+                columnspacing=1.2)  # fmt: skip
 
 
 def _arms(seeds: Sequence[Seed]) -> list[str]:
