@@ -8,7 +8,8 @@ its class alone changes, to a subclass of what it was, and that `undo` gives it 
 from __future__ import annotations
 
 import types
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
@@ -27,8 +28,14 @@ FUNCTIONS = frozenset({
 REMEDY = "run the model inside `with invref.inverted():`"
 
 
-Swap = tuple[nn.Module, type[nn.Module], type[nn.Module]]
-"""A module, its class before and its class after."""
+@dataclass(frozen=True)
+class Swap:
+    """A module by the first of its names, its class before, and its class after."""
+
+    name: str
+    module: nn.Module
+    own: type[nn.Module]
+    made: type[nn.Module]
 
 
 @dataclass(frozen=True)
@@ -58,6 +65,7 @@ class Conversion:
     def __init__(self, sites: tuple[Site, ...], swaps: list[Swap], dry_run: bool) -> None:
         self.sites = sites
         self._swaps = swaps
+        self._done = not dry_run
         self._state = "would run" if dry_run else "run"
 
     def undo(self) -> None:
@@ -65,15 +73,27 @@ class Conversion:
 
         InputError, with nothing undone, where a module's class was changed by others meanwhile.
         """
-        for module, own, made in self._swaps:
-            if type(module) not in (own, made):
-                raise InputError(
-                    f"cannot undo: a {own.__name__} has become a {type(module).__name__} since: undo that first"
-                )
-        for module, own, _ in self._swaps:
-            module.__class__ = own
+        if not self._done:
+            return
+        for swap in self._swaps:
+            if type(swap.module) not in (swap.own, swap.made):
+                now = type(swap.module).__name__
+                raise InputError(f"cannot undo: a {swap.own.__name__} has become a {now} since: undo that first")
+        for swap in self._swaps:
+            swap.module.__class__ = swap.own
         if self._swaps:
             self._state, self._swaps = "ran, until undone,", []
+
+    @contextmanager
+    def for_now(self, names: Collection[str]) -> Iterator[None]:
+        """Of a dry run: a context in which the modules of these names are swapped, without another trial."""
+        chosen = [swap for swap in self._swaps if swap.name in names]
+        _swap(chosen)
+        try:
+            yield
+        finally:
+            for swap in chosen:
+                swap.module.__class__ = swap.own
 
     def __str__(self) -> str:
         if not self.sites:
@@ -135,8 +155,8 @@ def convert(
         bits, taken = (None, False) if reason else (seen.bits, True)
         sites.append(Site(names[0], names, type(module).__name__, seen.formula, bits, taken, reason))
         if seen.type is not None and taken:
-            swaps.append((module, type(module), seen.type))
-    done = Conversion(tuple(sites), [] if dry_run else swaps, dry_run)
+            swaps.append(Swap(names[0], module, type(module), seen.type))
+    done = Conversion(tuple(sites), swaps, dry_run)
     if not dry_run:
         _swap(swaps)
     return done
@@ -144,13 +164,13 @@ def convert(
 
 def _swap(swaps: list[Swap]) -> None:
     """All or nothing: a class whose instances are laid out otherwise, as by __slots__, cannot be taken."""
-    for at, (module, own, made) in enumerate(swaps):
+    for at, swap in enumerate(swaps):
         try:
-            module.__class__ = made
+            swap.module.__class__ = swap.made
         except TypeError as error:
-            for earlier, before, _ in swaps[:at]:
-                earlier.__class__ = before
-            raise InputError(f"cannot swap a {own.__name__}: {error}: leave it out by only=[...]") from error
+            for earlier in swaps[:at]:
+                earlier.module.__class__ = earlier.own
+            raise InputError(f"cannot swap a {swap.own.__name__}: {error}: leave it out by only=[...]") from error
 
 
 def _reason(seen: Recognised, module: nn.Module, wanted: set[int] | None, dropped: set[int]) -> str:

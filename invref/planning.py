@@ -1,19 +1,22 @@
 """What converting a model saves, measured on an example: bytes kept for backward, site by site and in all.
 
-Guarantees that the model comes back as it was (modules, hooks, parameters, buffers, gradients, random numbers), that a
-site where nothing is gained is left native unless forced, and that a conversion by plan never keeps more than native.
-Must not know activations.
+Guarantees that the model comes back as it was (modules, hooks, parameters, buffers, gradients, training flags, random
+numbers), also where its forward fails, that a site where nothing is gained is left native unless forced, and that a
+conversion by plan never keeps more than native. Must not know activations.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+import random
+import sys
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 from torch.utils._pytree import tree_leaves
 
 from invref.conversion import Conversion, Site, convert
@@ -99,36 +102,78 @@ def plan(model: nn.Module, example_inputs: Any) -> Plan:
     """Measures what converting `model` saves on an example, and decides site by site.
 
     example_inputs: a tensor, a tuple or list of positional arguments, or a mapping of keyword arguments, on the model's
-    device. The model runs forward a few times as it is, in the mode and under the autocast that it is in; nothing of it
-    changes. InputError where nothing would be kept, as in a model whose every parameter is frozen.
+    device. The model runs forward up to three times, under the autocast that it is in, and for training: a model of
+    which no module is in training mode, as `from_pretrained` gives it, is put into it meanwhile. Nothing of it changes.
+    InputError where nothing would be kept, as in a model whose every parameter is frozen.
     """
     if not isinstance(model, nn.Module):
-        raise InputError(f"plan takes a torch.nn.Module, not {type(model).__name__}")
-    native = measured(model, example_inputs)
-    if not native.total:
+        raise InputError(f"plan takes a torch.nn.Module, not {type(model).__name__}: give it the model itself")
+    _refuse_lazy(model)
+    leaves = [leaf for leaf in tree_leaves(example_inputs) if isinstance(leaf, Tensor)]
+    if not any(tensor.requires_grad for tensor in (*model.parameters(), *leaves)):
         raise InputError(
             "nothing is kept for backward: no parameter or input requires a gradient (model.requires_grad_(True)?)"
         )
     dry = convert(model, dry_run=True, force=True)
-    able = [site.name for site in dry.sites if site.taken]
-    forced = _converted(model, example_inputs, able)
-    planned = [_decided(site, native, forced) for site in dry.sites]
-    chosen, least = _best(model, example_inputs, planned, native, forced)
-    sites = tuple(
-        p if not p.taken or p.site.name in chosen
-        else replace(p, taken=False, why="together the sites would keep more than natively")
-        for p in planned
-    )  # fmt: skip
-    return Plan(model, native.total, least, forced.total, sites)
+    native = measured(model, example_inputs)
+
+    def kept(names: Collection[str]) -> Kept:
+        if not names:
+            return native
+        with dry.for_now(names):
+            return measured(model, example_inputs)
+
+    able = {site.name: frozenset(site.names) for site in dry.sites if site.taken}
+    forced = kept(able)
+    chosen = _gaining(able, native, forced)
+    planned = forced if chosen == able.keys() else kept(chosen)
+    if planned.total > native.total:
+        chosen, planned = frozenset(), native
+    sites = tuple(_planned(site, chosen, able, native, forced) for site in dry.sites)
+    return Plan(model, native.total, planned.total, forced.total, sites)
+
+
+def _refuse_lazy(model: nn.Module) -> None:
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        if is_lazy(tensor):
+            raise InputError(f"{name} has no size yet: run the model forward once, then plan")
+
+
+def _gaining(able: Mapping[str, frozenset[str]], native: Kept, forced: Kept) -> frozenset[str]:
+    """The sites whose conversion keeps less, alone, or together with those that keep the same input."""
+    found: set[str] = set()
+    for group in _groups(able, native):
+        gaining = {name for name in group if forced.alone(able[name]) < native.alone(able[name])}
+        every = frozenset().union(*(able[name] for name in group))
+        # One input that several sites keep goes only if all of them let go of it.
+        found |= group if forced.alone(every) - native.alone(every) < _gain(gaining, able, native, forced) else gaining
+    return frozenset(found)
+
+
+def _gain(sites: Collection[str], able: Mapping[str, frozenset[str]], native: Kept, forced: Kept) -> int:
+    """Bytes kept more by converting these sites, each by itself: negative where that gains."""
+    return sum(forced.alone(able[name]) - native.alone(able[name]) for name in sites)
+
+
+def _groups(able: Mapping[str, frozenset[str]], native: Kept) -> list[set[str]]:
+    """The sites, those together that keep a storage which nothing but such sites keeps."""
+    owner = {name: site for site, names in able.items() for name in names}
+    groups = {site: {site} for site in able}
+    for storage in native.storages:
+        if storage.keepers.keys() <= owner.keys():
+            joined = set().union(*(groups[owner[name]] for name in storage.keepers))
+            groups |= dict.fromkeys(joined, joined)
+    return list({id(group): group for group in groups.values()}.values())
 
 
 def measured(model: nn.Module, example_inputs: Any) -> Kept:
     """What one forward of the model on the example keeps for backward; it leaves the model as it was.
 
-    Tensors of the example do not count: who made them holds them anyway.
+    Tensors of the example do not count: who made them holds them anyway. A model that is all in evaluation mode is put
+    into training mode for it.
     """
     but = tuple(leaf for leaf in tree_leaves(example_inputs) if isinstance(leaf, Tensor))
-    with _undisturbed(model), torch.enable_grad(), counting(model, but) as kept:
+    with _undisturbed(model), torch.inference_mode(False), torch.enable_grad(), counting(model, but) as kept:
         called(model, example_inputs)
     return kept
 
@@ -142,21 +187,18 @@ def called(model: Callable[..., Any], example_inputs: Any) -> Any:
     return model(example_inputs)
 
 
-def _converted(model: nn.Module, example_inputs: Any, names: Iterable[str]) -> Kept:
-    done = convert(model, only=tuple(names), force=True)
-    try:
-        return measured(model, example_inputs)
-    finally:
-        done.undo()
-
-
-def _decided(site: Site, native: Kept, forced: Kept) -> Planned:
+def _planned(
+    site: Site, chosen: Collection[str], able: Mapping[str, frozenset[str]], native: Kept, forced: Kept
+) -> Planned:
     if not site.taken:
         return Planned(site, 0, 0, False, site.why)
-    names = frozenset(site.names)
+    names = able[site.name]
     before, after = native.alone(names), forced.alone(names)
-    taken = after < before
-    return Planned(site, before, after, taken, "" if taken else _reason(names, native, forced))
+    if site.name in chosen:
+        return Planned(site, before, after, True, "")
+    gains = after < before
+    why = "together the sites would keep more than natively" if gains else _reason(names, native, forced)
+    return Planned(site, before, after, False, why)
 
 
 def _reason(names: frozenset[str], native: Kept, forced: Kept) -> str:
@@ -181,27 +223,31 @@ def _named(names: list[str]) -> str:
     return first if len(names) == 1 else f"{first} (and {len(names) - 1} more)"
 
 
-def _best(
-    model: nn.Module, example_inputs: Any, planned: list[Planned], native: Kept, forced: Kept
-) -> tuple[frozenset[str], int]:
-    """The names of the sites to take, and bytes kept then: those decided, if that keeps no more than native."""
-    taken = frozenset(p.site.name for p in planned if p.taken)
-    if not taken:
-        return taken, native.total
-    able = frozenset(p.site.name for p in planned if p.site.taken)
-    total = forced.total if taken == able else _converted(model, example_inputs, taken).total
-    return (taken, total) if total <= native.total else (frozenset(), native.total)
-
-
 @contextmanager
 def _undisturbed(model: nn.Module) -> Iterator[None]:
-    """Puts back buffers and random numbers, which a forward may change."""
-    before: list[tuple[Tensor, Tensor]] = [(b, b.detach().clone()) for b in model.buffers()]
+    """For training, and puts back flags, buffers and random numbers, all of which a forward may change."""
+    flags = [(module, module.training) for module in model.modules()]
+    buffers = [(module, dict(module._buffers)) for module in model.modules()]
+    values = [(b, b.detach().clone()) for _, held in buffers for b in held.values() if b is not None]
     devices = {p.device for p in model.parameters() if p.device.type == "cuda"}
+    numpy = sys.modules.get("numpy")
+    numbers = random.getstate(), numpy and numpy.random.get_state()
+    if not any(flag for _, flag in flags):
+        model.train()
     with torch.random.fork_rng(devices=sorted(devices, key=str)):
         try:
             yield
         finally:
+            random.setstate(numbers[0])
+            if numpy:
+                numpy.random.set_state(numbers[1])
+            for module, flag in flags:
+                module.training = flag
+            for module, held in buffers:
+                module._buffers.clear()
+                module._buffers.update(held)
             with torch.no_grad():
-                for buffer, value in before:
-                    buffer.copy_(value)
+                for buffer, value in values:
+                    # What has not changed is not touched: an earlier graph may keep it.
+                    if not buffer.is_meta and not torch.equal(buffer, value):
+                        buffer.copy_(value)

@@ -77,7 +77,8 @@ def counting(model: nn.Module | None = None, but: tuple[Tensor, ...] = ()) -> It
             keepers = known[at][0].keepers
             name = running[-1] if running else OUTSIDE
             keepers[name] = keepers.get(name, 0) + 1
-        return tensor
+        # Not itself: an operation that keeps its output would keep itself alive by it.
+        return tensor.detach()
 
     def enter(module: nn.Module, _inputs: Any) -> None:
         if id(module) in names:

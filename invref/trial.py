@@ -196,7 +196,7 @@ def bits_kept(module: nn.Module, made: type[nn.Module], dtype: torch.dtype) -> i
     def note(tensor: Tensor) -> Tensor:
         if tensor.dtype == torch.uint8:
             packed.append(tensor.numel())
-        return tensor
+        return tensor.detach()
 
     with _undisturbed(), torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
         tried(made.forward, copied(module, dtype), x)
