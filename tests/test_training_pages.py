@@ -171,7 +171,7 @@ def test_the_verdict_comes_first_and_says_why(undrawn):
 def test_a_different_run():
     found = record([seed(i, 0.1 + 0.001 * i) for i in range(4)])
     page = training_page.page(found)
-    assert "✕ different , over 4 seeds: the difference in validation loss, 0.1 to 0.103 at 90 %, is outside" in text(
+    assert "✕ different , over 4 seeds: the difference in validation loss, 0.100 to 0.103 at 90 %, is outside" in text(
         page
     )
     assert "✕ different" in text(training_page.index({"a": found}))
@@ -329,3 +329,22 @@ def test_pages_are_drawn_anew_from_records_alone(tmp_path, quick, undrawn, capsy
     shutil.rmtree(tmp_path)
     assert training_page.main([str(tmp_path)]) == 2
     assert "no training record" in capsys.readouterr().err
+
+
+def test_the_results_in_the_guide_are_the_records():
+    guide = (COMMITTED.parents[1] / "docs" / "equivalence.md").read_text(encoding="utf-8")
+    assert re.findall(r"^\| \[(.*?)\]", guide, re.MULTILINE) == ["gpt-float32", "gpt-bfloat16", "llama-float32",
+                                                                 "vit-float32"]  # fmt: skip
+    for name in NAMES:
+        assert guide_row(name) in guide
+
+
+def guide_row(name):
+    found = training_findings.from_json(training_record.read(COMMITTED / f"{name}.json").findings)
+    tests = {line.quantity: line.test for line in found.lines if line.arm == "inverted"}
+    shown = training_findings.shown
+    loss, *ratios = (tests[q] for q in ("validation loss", "gradient, first weights", "loss of each step"))
+    told = [f"{shown(t.mean)} ({shown(t.low)} to {shown(t.high)})" for t in ratios]
+    cells = [f"[{name}](../reports/training/{name}.html)", found.whole, f"{shown(loss.low)} to {shown(loss.high)}",
+             f"±{shown(loss.margin)}", *told, found.verdict("inverted", "trajectory")]  # fmt: skip
+    return f"| {' | '.join(cells)} |"

@@ -122,7 +122,9 @@ def shown(value: float) -> str:
     """A number to three digits, in words where it is not finite."""
     if not math.isfinite(value):
         return "not finite"
-    return f"{value:.3g}" if value == 0 or 0.01 <= abs(value) < 999.5 else report.number(value)
+    if value == 0:
+        return "0"
+    return f"{value:#.3g}".rstrip(".") if 0.01 <= abs(value) < 999.5 else report.number(value)
 
 
 def from_json(found: dict[str, Any]) -> Findings:
