@@ -366,7 +366,8 @@ def test_committed_pages_are_those_of_their_data():
             f"{name}: `make reports`"
         )
     index = (REPORTS / "index.html").read_text(encoding="utf-8")
-    assert index == pages_index.page(list(report_command.reports_in(REPORTS))), "stale: run `make reports`"
+    assert index == report_command.index(REPORTS), "stale: run `make reports`"
+    assert '<a href="training/index.html">' in index
 
 
 def test_committed_reports_are_those_of_the_decoders_that_ship():

@@ -36,8 +36,8 @@ document.querySelectorAll('.index th[data-sort] button').forEach(button => butto
 """
 
 
-def page(reports: Sequence[Data]) -> str:
-    """The text of index.html."""
+def page(reports: Sequence[Data], training: str = "") -> str:
+    """The text of index.html; `training`: where the index of training runs is, if there is one."""
     first = ("activation", "", "pieces", "bits", "decoder in float32")
     above = "".join("<th></th>" for _ in first) + "".join(f'<th colspan="4">{dtype}</th>' for dtype in DTYPES)
     titles = [*first, *(title for _ in DTYPES for title in ("", "floor", "worst", "native"))]
@@ -47,7 +47,7 @@ def page(reports: Sequence[Data]) -> str:
         "<h1>Gradients from outputs: every activation</h1>"
         "<p>How far each layer’s gradient, decoded from its stored output, is from the true derivative. The floor is "
         "what no decoder of that output can beat; native is the error of the framework’s own backward, which keeps the "
-        f"input. Bits are side bits per element.</p>{_legend()}"
+        f"input. Bits are side bits per element.</p>{_legend()}{_link(training)}"
         f'<div class="wide index"><table><thead><tr>{above}</tr>\n<tr>{heads}</tr></thead>\n'
         f"<tbody>{rows}</tbody></table></div>{_versions(reports)}"
     )
@@ -101,6 +101,10 @@ def _cell(column: int, value: Any, shown: str, css: str = "") -> str:
 def _legend() -> str:
     words = [f'<span class="verdict {w}">{html.SYMBOLS[w]} {w}</span>: {m}' for w, m in html.MEANING.items()]
     return f'<p class="soft">{"; ".join(words)}.</p>'
+
+
+def _link(training: str) -> str:
+    return f'<p><a href="{escape(training)}">Does training notice?</a></p>' if training else ""
 
 
 def _versions(reports: Sequence[Data]) -> str:

@@ -96,7 +96,13 @@ def write(folder: Path, data: Run, records: Sequence[Record]) -> None:
 
 def write_index(folder: Path) -> None:
     """Writes the index over all reports in the folder."""
-    document.write_text(folder / "index.html", pages_index.page(reports_in(folder)))
+    document.write_text(folder / "index.html", index(folder))
+
+
+def index(folder: Path) -> str:
+    """The index over all reports in the folder, which leads to that of the training runs where there is one."""
+    training = "training/index.html"
+    return pages_index.page(reports_in(folder), training if (folder / training).exists() else "")
 
 
 def reports_in(folder: Path) -> list[Run]:
