@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 RUN := $(BIN)/python -m verify
 
-.PHONY: verify verify-all reports pages training-pages readme tables mutants speed transforms gpu gpu-static test test-all lint venv clean
+.PHONY: verify verify-all reports pages training-pages readme tables mutants speed memory transforms gpu gpu-static test test-all lint venv clean
 
 # Every layer in the sixteen-bit formats, and GELU and SiLU over all 4,278,190,080 finite float32 inputs.
 verify: .venv/stamp
@@ -45,6 +45,12 @@ mutants: .venv/stamp
 # Speed beside torch's own layers: on an idle machine.
 speed: .venv/stamp
 	$(RUN) speed --peers --out reports
+
+# What converting saves in each model, beside other ways to save memory: on an idle machine. Then the same with dropout.
+MEMORY := $(RUN) memory --dtype float32 bfloat16
+memory: .venv/stamp
+	$(MEMORY) --no-dropout --peers --json reports/memory.json --markdown reports/memory.md
+	$(MEMORY) --seconds 0 --json reports/memory-dropout.json --markdown reports/memory-dropout.md
 
 # Every transform of torch on every layer: docs/transforms.md.
 transforms: .venv/stamp

@@ -14,9 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 import invref
-from invref.errors import InputError
+from invref.errors import InputError, InvrefError
 from verify import devices, document, memory_measure, memory_models, memory_table, report
 from verify.exits import PASSED, VIOLATED
 from verify.memory_measure import OURS, PEERS, PLANNED, Case, Result
@@ -69,7 +70,7 @@ def run(options: argparse.Namespace) -> int:
         for done, (name, dtype) in enumerate(wanted):
             step(done, len(wanted))
             model, example = memory_models.built(name, sizes, DTYPES[dtype], device)
-            case = Case(model, example, invref.plan(model, example))
+            case = Case(model, example, _planned(name, model, example))
             count = sum(p.numel() for p in model.parameters())
             lines = memory_measure.measure(case, names, options.seconds, device)
             results.append(
@@ -91,6 +92,18 @@ def run(options: argparse.Namespace) -> int:
         document.write_text(options.markdown, memory_table.markdown(results, _command(options), about))
     print(*map(memory_table.said, results), sep="\n")
     return VIOLATED if any(_worse(result) for result in results) else PASSED
+
+
+def _planned(name: str, model: nn.Module, example: Any) -> invref.Plan:
+    """The plan; what somebody else's model raises on its example is bad input."""
+    try:
+        return invref.plan(model, example)
+    except InvrefError:
+        raise
+    except Exception as error:
+        raise InputError(
+            f"{name} raised {type(error).__name__} on its example: {error}; run the model on it by itself"
+        ) from error
 
 
 def _worse(result: Result) -> bool:

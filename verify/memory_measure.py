@@ -8,7 +8,7 @@ Guarantees that all contestants run the same model on the same batch, that bytes
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field
 from functools import partial
@@ -230,7 +230,7 @@ def _loss(output: Any) -> Tensor:
 
 
 def _plain(output: Any) -> Any:
-    return list(output.values()) if hasattr(output, "values") else output
+    return list(output.values()) if isinstance(output, Mapping) else output
 
 
 def _kept(case: Case, around: Callable[[], AbstractContextManager[Any]], call: Callable[..., Any]) -> int:

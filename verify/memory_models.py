@@ -186,9 +186,13 @@ def _batch(kind: str, config: Any, sizes: Sizes, dtype: torch.dtype, device: tor
 def _made(name: str, device: torch.device) -> tuple[nn.Module, Any]:
     module, _, factory = name.partition(":")
     try:
-        made = getattr(importlib.import_module(module), factory)()
-    except (ImportError, AttributeError) as error:
+        call = getattr(importlib.import_module(module), factory)
+    except (ImportError, AttributeError, ValueError) as error:
         raise InputError(f"cannot find {name}: {error}") from error
+    try:
+        made = call()
+    except Exception as error:  # whatever somebody else's function raises is bad input
+        raise InputError(f"{name} raised {type(error).__name__}: {error}; call it by itself") from error
     if not (isinstance(made, tuple) and len(made) == 2 and isinstance(made[0], nn.Module)):
         raise InputError(f"{name} must return a model and an example: `return model, example`")
     model, example = made
