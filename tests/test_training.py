@@ -280,7 +280,7 @@ def test_the_command_writes_what_it_found_and_goes_on_from_it(tmp_path, capsys):
         (["--steps", "0"], "ask for 1 or more"),
         (["--seeds", "1"], "ask for 2 or more"),
         (["--resume"], "--out"),
-        (["--out", "/nowhere/at/all"], "a folder you may write"),
+        (["--out", "/dev/null/at/all"], "name another with --out"),
     ],
 )
 def test_wrong_arguments_are_refused_with_a_remedy(arguments, said, capsys):

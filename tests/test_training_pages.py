@@ -275,7 +275,7 @@ def test_an_interrupted_run_has_a_page_and_is_not_lost(tmp_path, undrawn, monkey
     before = (tmp_path / "mlp-float32.json").read_text()
     assert "2 seeds done" in (tmp_path / "mlp-float32.html").read_text()
     assert main(asked) == 2
-    assert "mlp-float32.json has 2 seeds of an interrupted run: say --resume" in capsys.readouterr().err
+    assert "mlp-float32.json has an interrupted run (2 done): say --resume" in capsys.readouterr().err
     assert (tmp_path / "mlp-float32.json").read_text() == before
     monkeypatch.setattr(training_command.Trainer, "seed", lambda _self, number, _arms: seed(number, 1e-6))
     assert main([*asked, "--resume"]) == 0

@@ -101,7 +101,7 @@ def _done(kept: Path, settings: Settings, resume: bool) -> dict[int, Seed]:
     if resume:
         return {seed.seed: seed for seed in training_record.resumed(kept, settings)}
     if kept.exists() and (before := training_record.read(kept)).findings is None:
-        raise InputError(f"{kept} has {len(before.seeds)} seeds of an interrupted run: say --resume, or remove it")
+        raise InputError(f"{kept} has an interrupted run ({len(before.seeds)} done): say --resume, or remove it")
     return {}
 
 
