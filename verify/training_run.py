@@ -96,7 +96,7 @@ class Trainer:
             optimizer.step()
             losses.append(loss.item())
             if step + 1 in marks:
-                weights = [p.detach().cpu().clone() for p in model.parameters()]
+                weights = [p.detach().clone() for p in model.parameters()]
                 if beside is None:
                     path.append(weights)
                     distances.append(0.0)
@@ -128,7 +128,7 @@ class Trainer:
         return functional.cross_entropy(self._logits(model, x, dtype), wanted, ignore_index=IGNORED)
 
     def _weights(self, seed: int) -> Tensors:
-        return [p.detach().cpu().clone() for p in self.model(arms.NATIVE, seed).parameters()]
+        return [p.detach().clone() for p in self.model(arms.NATIVE, seed).parameters()]
 
     def _gradient(self, arm: str, seed: int, weights: Tensors, batch: Batch, dtype: torch.dtype) -> dict[str, Tensor]:
         model = self.model(arm, seed)
@@ -136,7 +136,7 @@ class Trainer:
             for parameter, value in zip(model.parameters(), weights, strict=True):
                 parameter.copy_(value)
         self._loss(model, batch, dtype).backward()
-        return {name: p.grad.double().cpu() for name, p in model.named_parameters() if p.grad is not None}
+        return {name: p.grad.double() for name, p in model.named_parameters() if p.grad is not None}
 
     def _beside(self, arm: str, seed: int, weights: Tensors, batch: Batch, native: dict[str, Tensor]) -> Step:
         if arm == arms.NATIVE:
