@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import os
 import subprocess
 import sys
 import threading
+import weakref
 from fractions import Fraction
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -333,3 +336,37 @@ def last():
 atexit.register(last)
 """
     assert program(code) == "True"
+
+
+def test_threads_that_wait_for_work_raise_errors_in_the_caller_and_hold_nothing() -> None:
+    class Held:
+        pass
+
+    held = Held()
+    alive = weakref.ref(held)
+    calls: list[str] = []
+
+    def fail(thing: Held) -> None:
+        calls.append("failed")
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        cpu._hand_out([partial(calls.append, "here"), partial(fail, held), partial(calls.append, "there")])
+    assert sorted(calls) == ["failed", "here", "there"]
+    del held
+    gc.collect()
+    assert alive() is None
+    # They go on waiting, and take the next work.
+    cpu._hand_out([partial(calls.append, "again")] * 3)
+    assert calls.count("again") == 3
+
+
+def test_a_shutting_down_interpreter_runs_everything_in_one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise RuntimeError("can't start new thread at interpreter shutdown")
+
+    monkeypatch.setattr(cpu, "_crew", [])
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    calls: list[int] = []
+    cpu._hand_out([partial(calls.append, i) for i in range(4)])
+    assert calls == [0, 1, 2, 3]

@@ -104,7 +104,7 @@ def pack(edges: tuple[float, ...], bits: int, x: Tensor) -> Tensor:
     packed = torch.empty(bits * size(x.numel()), dtype=torch.uint8)
     x_, planes = x.numpy(), packed.numpy().reshape(bits, -1)
     borders = np.array(edges, dtype=np.float32)
-    in_runs(lambda a, b: _pack(x_, borders, planes, a, b), x.numel())
+    in_runs(_pack, (x_, borders, planes), x.numel())
     return packed
 
 
@@ -129,5 +129,5 @@ def backward(tables: Tables, dy: Tensor, y: Tensor, packed: Tensor | None, bits:
     dx = torch.empty_like(y)
     planes = np.zeros((0, size(y.numel())), np.uint8) if packed is None else packed.numpy().reshape(bits, -1)
     dy_, y_, dx_, t = dy.numpy(), y.numpy(), dx.numpy(), columns(tables)
-    in_runs(lambda a, b: _backward(dy_, y_, planes, tables.slots, t, dx_, a, b), y.numel())
+    in_runs(_backward, (dy_, y_, planes, tables.slots, t, dx_), y.numel())
     return dx

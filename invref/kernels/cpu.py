@@ -9,15 +9,16 @@ depends on nothing but its own inputs. Must not know autograd or formulas.
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor, wait
-from functools import cache
+from functools import cache, partial
 from itertools import pairwise
+from queue import SimpleQueue
 from typing import Any
 
 import numpy as np
 import torch
-from numba import config, types
+from numba import carray, config, types
 from numba.core.registry import cpu_target
 from numba.extending import intrinsic
 from torch import Tensor
@@ -29,19 +30,18 @@ from invref.kernels.sidebits import BITS, BLOCK, LANES, size
 from invref.kernels.vectors import BYTE, DOUBLE, ENTRIES, FLOAT, HALF, INT, WORD, Row, Vector, spread
 from invref.kernels.vectors import LANES as STEP
 
-SERIAL = 1 << 17
+SERIAL, SERIAL_LIGHT = 1 << 15, 1 << 18
 """Arrays up to this length run in the calling thread: handing work out costs more than it saves."""
+Job = tuple[Callable[[], None], threading.Lock, list[BaseException]]
+"""What to run, a lock to release afterwards, and where errors go."""
 QUIET, HIGHEST = 0x7FC0, 0x7F800000
 """bfloat16's NaN, and float32's infinity."""
 
-_WORDS = {torch.bfloat16: torch.uint16, torch.float16: torch.int16}
-
-
-def _array(x: Tensor) -> Any:
-    """A tensor as the kernels see it: bfloat16 as unsigned words, float16 as signed ones, which tells them apart."""
-    words = _WORDS.get(x.dtype)
-    x = x.detach() if x.requires_grad else x
-    return (x if words is None else x.view(words)).numpy()
+_KINDS = {
+    torch.float32: np.zeros(0, np.float32), torch.float64: np.zeros(0, np.float64),
+    torch.bfloat16: np.zeros(0, np.uint16), torch.float16: np.zeros(0, np.int16),
+}  # fmt: skip
+"""What tells kernels a tensor's dtype: bfloat16 are unsigned words to them, float16 signed ones, for a difference."""
 
 
 def disabled() -> bool:
@@ -54,6 +54,16 @@ def converts_halves() -> bool:
     """Whether float16 is converted by the processor: x86 without F16C would need a library that is not there."""
     triple, _, features = cpu_target.target_context.codegen().magic_tuple()
     return not triple.startswith(("x86", "i686")) or "+f16c" in features.split(",")
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def _pointer(typing: Any, address: Any) -> Any:
+    """A tensor's address as a pointer: handing it over so costs a tenth of making an array of it first."""
+
+    def generate(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+        return builder.inttoptr(values[0], context.get_value_type(types.voidptr))
+
+    return types.voidptr(address), generate
 
 
 # Steps of 16 elements
@@ -92,7 +102,7 @@ def _pack_step(typing: Any, x: Any, packed: Any, start: Any, byte: Any, threshol
 
     def generate(context: Any, builder: Any, signature: Any, values: Any) -> Any:
         inputs, out = _rows(context, builder, signature, values, 2)
-        limit = spread(builder, values[4])
+        limit = spread(builder, values[4] if inputs.element is DOUBLE else builder.fptrunc(values[4], FLOAT))
         total: Vector | None = None
         for k in range(BITS):
             v = _loaded(inputs, builder.add(values[2], values[2].type(LANES * k)))
@@ -185,18 +195,34 @@ def _take(x: Any, shape: Any, strides: Any, start: int, out: Any) -> None:
 
 
 @compiled(error_model="numpy")
-def _pack(x: Any, shape: Any, strides: Any, n: int, threshold: Any, packed: Any, first: int, stop: int) -> None:
-    buffer = np.zeros(BLOCK, x.dtype)
+def _copy(x: Any, start: int, count: int, out: Any, at: int) -> None:
+    """out[at + i] = x[start + i]. To assign slices takes Numba seconds to compile, for the words of its error."""
+    for i in range(count):
+        out[at + i] = x[start + i]
+
+
+@compiled(error_model="numpy")
+def _gather(x: Any, shape: Any, strides: Any, start: int, count: int, out: Any) -> None:
+    """out[i] = element start + i of a flat array, with no shape and no strides, or of a strided one."""
+    if shape is None:
+        _copy(x, start, count, out, 0)
+    else:
+        _take(x, shape, strides, start, out[:count])
+
+
+@compiled(error_model="numpy")
+def _pack(
+    kind: Any, x_: int, shape: Any, strides: Any, n: int, threshold: float, packed_: int, first: int, stop: int
+) -> None:
+    x, packed = carray(_pointer(x_), n, kind.dtype), carray(_pointer(packed_), n, np.uint8)
+    buffer = np.zeros(BLOCK, kind.dtype)
     for block in range(first, stop):
         start, count = block * BLOCK, min(BLOCK, n - block * BLOCK)
-        if shape.size == 0 and count == BLOCK:
+        if shape is None and count == BLOCK:
             for group in range(LANES // STEP):
                 _pack_step(x, packed, start + group * STEP, block * LANES + group * STEP, threshold)
         else:
-            if shape.size == 0:
-                buffer[:count] = x[start : start + count]
-            else:
-                _take(x, shape, strides, start, buffer[:count])
+            _gather(x, shape, strides, start, count, buffer)
             for group in range(LANES // STEP):
                 _pack_step(buffer, packed, group * STEP, block * LANES + group * STEP, threshold)
             if count < BLOCK:
@@ -208,29 +234,28 @@ def _pack(x: Any, shape: Any, strides: Any, n: int, threshold: Any, packed: Any,
 
 @compiled(error_model="numpy")
 def _cells(
-    dy: Any, shape: Any, strides: Any, y: Any, packed: Any, cells: Any, lowest: Any, first_ordinal: int,
-    dx: Any, first: int, stop: int,
+    dy_at: int, shape: Any, strides: Any, y_at: int, packed_at: int, cells: Any, lowest: Any, first_ordinal: int,
+    dx_at: int, n: int, first: int, stop: int,
 ) -> None:  # fmt: skip
-    dy_, y_, dx_ = np.zeros(BLOCK, dy.dtype), np.zeros(BLOCK, y.dtype), np.zeros(BLOCK, dx.dtype)
+    dy, y = carray(_pointer(dy_at), n, np.float32), carray(_pointer(y_at), n, np.float32)
+    dx, packed = carray(_pointer(dx_at), n, np.float32), carray(_pointer(packed_at), n, np.uint8)
+    dy_, y_, dx_ = np.zeros(BLOCK, np.float32), np.zeros(BLOCK, np.float32), np.zeros(BLOCK, np.float32)
     for block in range(first, stop):
         start, count = block * BLOCK, min(BLOCK, y.size - block * BLOCK)
-        if shape.size == 0 and count == BLOCK:
+        if shape is None and count == BLOCK:
             for group in range(BLOCK // STEP):
                 byte, bit = block * LANES + group % (LANES // STEP) * STEP, group // (LANES // STEP)
                 _cells_step(dy, y, packed, cells, dx, start + group * STEP, byte, 1 << bit)
-            if lowest.shape[1]:
+            if lowest is not None:
                 _patch(dy[start : start + count], y, start, packed, block, lowest, first_ordinal, dx)
         else:
-            if shape.size == 0:
-                dy_[:count] = dy[start : start + count]
-            else:
-                _take(dy, shape, strides, start, dy_[:count])
-            y_[:count] = y[start : start + count]
+            _gather(dy, shape, strides, start, count, dy_)
+            _copy(y, start, count, y_, 0)
             for group in range(BLOCK // STEP):
                 byte, bit = block * LANES + group % (LANES // STEP) * STEP, group // (LANES // STEP)
                 _cells_step(dy_, y_, packed, cells, dx_, group * STEP, byte, 1 << bit)
-            dx[start : start + count] = dx_[:count]
-            if lowest.shape[1]:
+            _copy(dx_, 0, count, dx, start)
+            if lowest is not None:
                 _patch(dy_[:count], y, start, packed, block, lowest, first_ordinal, dx)
 
 
@@ -255,12 +280,18 @@ def _patch(dy: Any, y: Any, start: int, packed: Any, block: int, lowest: Any, fi
 
 @compiled(error_model="numpy")
 def _by_table(
-    dy: Any, shape: Any, strides: Any, y: Any, planes: Any, table: Any, dx: Any, first: int, stop: int
-) -> None:
-    dy_, y_, dx_ = np.zeros(BLOCK, dy.dtype), np.zeros(BLOCK, y.dtype), np.zeros(BLOCK, dx.dtype)
+    kind: Any, dy_at: int, shape: Any, strides: Any, y_at: int, packed_at: int, bits: int, table: Any, dx_at: int,
+    n: int, first: int, stop: int,
+) -> None:  # fmt: skip
+    dy, y = carray(_pointer(dy_at), n, kind.dtype), carray(_pointer(y_at), n, kind.dtype)
+    dx, planes = (
+        carray(_pointer(dx_at), n, kind.dtype),
+        carray(_pointer(packed_at), (bits, -(-n // BLOCK) * LANES), np.uint8),
+    )
+    dy_, y_, dx_ = np.zeros(BLOCK, kind.dtype), np.zeros(BLOCK, kind.dtype), np.zeros(BLOCK, kind.dtype)
     codes = np.zeros(BLOCK, np.uint8)
     for block in range(first, stop):
-        for bit in range(planes.shape[0]):
+        for bit in range(bits):
             plane = planes[bit, block * LANES : block * LANES + LANES]
             for k in range(BITS):
                 lane = codes[k * LANES : k * LANES + LANES]
@@ -268,75 +299,118 @@ def _by_table(
                     side = ((plane[j] >> np.uint8(k)) & np.uint8(1)) << np.uint8(bit)
                     lane[j] = side | lane[j] if bit else side
         start, count = block * BLOCK, min(BLOCK, y.size - block * BLOCK)
-        if shape.size == 0 and count == BLOCK:
+        if shape is None and count == BLOCK:
             for group in range(BLOCK // STEP):
                 _table_step(dy, y, table, dx, codes, start + group * STEP, group * STEP)
         else:
-            if shape.size == 0:
-                dy_[:count] = dy[start : start + count]
-            else:
-                _take(dy, shape, strides, start, dy_[:count])
-            y_[:count] = y[start : start + count]
+            _gather(dy, shape, strides, start, count, dy_)
+            _copy(y, start, count, y_, 0)
             for group in range(BLOCK // STEP):
                 _table_step(dy_, y_, table, dx_, codes, group * STEP, group * STEP)
-            dx[start : start + count] = dx_[:count]
+            _copy(dx_, 0, count, dx, start)
 
 
 # Runs of blocks on threads
 
 
-@cache
-def _pool(threads: int) -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(threads, thread_name_prefix="invref")
+_jobs: SimpleQueue[Job] = SimpleQueue()
+_crew: list[threading.Thread] = []
 
 
-# A child process has none of its parent's threads.
-os.register_at_fork(after_in_child=_pool.cache_clear)
+def _work(jobs: SimpleQueue[Job]) -> None:
+    while True:
+        run, done, errors = jobs.get()
+        try:
+            run()
+        except BaseException as error:  # the caller's to raise
+            errors.append(error)
+        finally:
+            # What it holds must not live until the next job comes.
+            del run, errors
+            done.release()
 
 
-def in_runs(kernel: Callable[[int, int], None], n: int) -> None:
-    """Calls kernel(first, stop) for blocks that cover n elements, on as many threads as torch uses."""
-    blocks = -(-n // BLOCK)
-    if n <= SERIAL or (threads := min(torch.get_num_threads(), blocks)) == 1:
-        kernel(0, blocks)
-        return
-    cuts = [blocks * i // threads for i in range(threads + 1)]
+def _forget() -> None:
+    """A child process has none of its parent's threads."""
+    global _jobs
+    _jobs = SimpleQueue()
+    _crew.clear()
+
+
+os.register_at_fork(after_in_child=_forget)
+
+
+def _manned(count: int) -> bool:
+    """Whether so many threads wait for work; not once the interpreter shuts down, and starts none any more."""
     try:
-        futures = [_pool(threads).submit(kernel, a, b) for a, b in pairwise(cuts[1:])]
+        while len(_crew) < count:
+            thread = threading.Thread(target=_work, args=(_jobs,), name=f"invref-{len(_crew)}", daemon=True)
+            thread.start()
+            _crew.append(thread)
     except RuntimeError:
-        # The interpreter is shutting down, and starts no threads any more.
-        kernel(0, blocks)
+        return False
+    return True
+
+
+def _hand_out(runs: list[Callable[[], None]]) -> None:
+    """Runs the first in this thread, the others in threads that wait for work: a fifth of an executor's delay."""
+    if not _manned(len(runs) - 1):
+        for run in runs:
+            run()
         return
-    kernel(cuts[0], cuts[1])
-    wait(futures)
-    for future in futures:
-        future.result()
+    errors: list[BaseException] = []
+    locks = []
+    for run in runs[1:]:
+        locks.append(threading.Lock())
+        locks[-1].acquire()
+        _jobs.put((run, locks[-1], errors))
+    runs[0]()
+    for lock in locks:
+        lock.acquire()
+    if errors:
+        raise errors[0]
+
+
+def in_runs(
+    kernel: Callable[..., None], fixed: tuple[Any, ...], n: int, held: tuple[Tensor, ...] = (), serial: int = SERIAL
+) -> None:
+    """Calls kernel(*fixed, first, stop) for blocks that cover n elements, on as many threads as torch uses.
+
+    held: tensors of which `fixed` has no more than addresses; they live as long as any thread is at work. serial: up to
+    how many elements one thread is quicker.
+    """
+    blocks = -(-n // BLOCK)
+    if n <= serial or (threads := min(torch.get_num_threads(), blocks)) == 1:
+        kernel(*fixed, 0, blocks)
+        return
+
+    def run(first: int, stop: int, _held: tuple[Tensor, ...] = held) -> None:
+        kernel(*fixed, first, stop)
+
+    cuts = [blocks * i // threads for i in range(threads + 1)]
+    _hand_out([partial(run, a, b) for a, b in pairwise(cuts)])
 
 
 # What the other rooms call
 
 
-_FLAT = np.zeros(0, np.int64)
-
-
-def _strided(x: Tensor) -> tuple[Any, Any, Any]:
-    """The storage a tensor spans, its shape and its strides; a contiguous one is flat, with neither."""
+def _strided(x: Tensor) -> tuple[int, Any, Any]:
+    """A tensor's address, its shape and its strides; a contiguous one is flat, with neither."""
     if x.is_contiguous():
-        return _array(x if x.dim() == 1 else x.view(-1)), _FLAT, _FLAT
-    span = 1 + sum((length - 1) * stride for length, stride in zip(x.shape, x.stride(), strict=True))
-    storage = x.as_strided((span,), (1,))
-    return _array(storage), np.array(x.shape, np.int64), np.array(x.stride(), np.int64)
+        return x.data_ptr(), None, None
+    return x.data_ptr(), np.array(x.shape, np.int64), np.array(x.stride(), np.int64)
 
 
 def pack(threshold: float, x: Tensor) -> Tensor:
-    """Packed side bits, whether threshold < x < inf, of a tensor in row-major order of its axes; any strides."""
+    """Packed side bits, whether threshold < x < inf, of a tensor in row-major order of its axes; any strides.
+
+    threshold: a float32, of float64 tensors any float64.
+    """
     n = x.numel()
     packed = torch.empty(size(n), dtype=torch.uint8)
     if n:
-        storage, shape, strides = _strided(x)
-        limit = np.float64(threshold) if x.dtype == torch.float64 else np.float32(threshold)
-        packed_ = packed.numpy()
-        in_runs(lambda a, b: _pack(storage, shape, strides, n, limit, packed_, a, b), n)
+        fixed = (_KINDS[x.dtype], *_strided(x), n, threshold, packed.data_ptr())
+        in_runs(_pack, fixed, n, (x, packed), SERIAL_LIGHT)
     return packed
 
 
@@ -347,27 +421,23 @@ def _constants(decoder: Decoder) -> Any:
     return np.concatenate([np.array(cells.rows, dtype=np.float32).T.reshape(-1), np.array(scalars, dtype=np.float32)])
 
 
-_NONE = np.zeros((0, 0), np.float32)
-
-
 def by_cells(decoder: Decoder, dy: Tensor, y: Tensor, packed: Tensor, lowest: Lowest | None = None) -> Tensor:
     """dy * g(y, s) in float32; dy: any strides, y: flat and contiguous, both in the order of `packed`."""
     dx = torch.empty_like(y)
     if n := y.numel():
-        cells = _constants(decoder)
-        values, first_ordinal = (_NONE, 0) if lowest is None else (lowest.values.numpy(), lowest.first)
-        (dy_, shape, strides), y_, packed_, dx_ = _strided(dy), _array(y), packed.numpy(), dx.numpy()
-        fixed = (dy_, shape, strides, y_, packed_, cells, values, first_ordinal, dx_)
-        in_runs(lambda a, b: _cells(*fixed, a, b), n)
+        values, first = (None, 0) if lowest is None else (lowest.values.numpy(), lowest.first)
+        inputs = (*_strided(dy), y.data_ptr(), packed.data_ptr(), _constants(decoder), values, first)
+        in_runs(_cells, (*inputs, dx.data_ptr(), n), n, (dy, y, packed, dx))
     return dx
 
 
 def by_table(table: Tensor, dy: Tensor, y: Tensor, packed: Tensor | None, bits: int) -> Tensor:
     """dy times the derivative that a table (sides, 65536) of float32 holds for each code; dy, y of one 16-bit dtype."""
     dx = torch.empty_like(y)
-    if y.numel():
-        n = y.numel()
-        planes = np.zeros((0, 0), np.uint8) if packed is None else packed.numpy().reshape(bits, -1)
-        (dy_, shape, strides), y_, dx_, entries = _strided(dy), _array(y), _array(dx), table.view(-1).numpy()
-        in_runs(lambda a, b: _by_table(dy_, shape, strides, y_, planes, entries, dx_, a, b), n)
+    if n := y.numel():
+        planes, bits = (0, 0) if packed is None else (packed.data_ptr(), bits)
+        entries = table.view(-1).numpy()
+        inputs = (_KINDS[y.dtype], *_strided(dy), y.data_ptr(), planes, bits, entries, dx.data_ptr(), n)
+        held = (dy, y, dx) if packed is None else (dy, y, dx, packed)
+        in_runs(_by_table, inputs, n, held, SERIAL_LIGHT)
     return dx

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, empty_like, float32, float64
+from torch import Tensor, empty_like, float16, float32, float64
 
 from invref.decoders import Decoder
 from invref.errors import needing
@@ -43,11 +43,14 @@ def compiled() -> Any:
     return cpu
 
 
+_PLAIN = (Tensor, torch.nn.Parameter)
+
+
 def fast(x: Tensor) -> Any:
     """The module of compiled CPU kernels if it serves x: a plain tensor with numbers, of a dtype it can convert."""
-    if x.device.type != "cpu" or type(x) not in (Tensor, torch.nn.Parameter) or not (cpu := compiled()):
+    if not x.is_cpu or type(x) not in _PLAIN or not (cpu := compiled()):
         return None
-    return cpu if x.dtype != torch.float16 or cpu.converts_halves() else None
+    return cpu if x.dtype != float16 or cpu.converts_halves() else None
 
 
 def size(n: int, dtype: torch.dtype, device: torch.device) -> int:
