@@ -142,6 +142,16 @@ def test_stale_results_beside_whole_ones_do_no_harm(parts, monkeypatch):
     assert merge(parts) == cli.VIOLATED  # by the count alone
 
 
+def test_parts_of_a_layer_that_is_not_known_here_do_no_harm_to_others(parts, capsys):
+    other = parts[0] / f"swash-float32-{'0' * 16}"
+    other.mkdir()
+    (other / shards.NOTE).write_text('{"request": "swash"}')
+    assert merge(parts) == cli.VIOLATED  # by the count alone
+    capsys.readouterr()
+    assert merge(parts, "--name", "swash") == cli.BAD_INPUT
+    assert "unknown activation 'swash'" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     "note", ["", "[]", '{"request": 3}', '{"request": "--target os:abort"}', '{"request": "--all --what"}', "{"]
 )

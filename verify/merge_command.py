@@ -26,6 +26,7 @@ from verify.record import Record
 from verify.targets import Target
 
 MOST_NAMED = 8
+_UNREADABLE = "cannot read {}: copy the folder of the part again"
 
 
 @dataclass
@@ -77,19 +78,26 @@ def _found(folders: Sequence[Path], names: Sequence[str] | None) -> list[Parts]:
     strange: list[str] = []
     for path in notes:
         note = _read(path)
-        target = _target(path, note)
+        try:
+            (target,) = gradient_command.targets_of(shlex.split(note["request"]))
+        except InputError as error:
+            # Of an activation that this version does not know, or of a device that is not here.
+            strange.append(f"{path.parent}: {error}")
+            continue
+        except ValueError:
+            raise InputError(_UNREADABLE.format(path)) from None
         if names is not None and target.name not in names:
             continue
         if path.parent.name == shards.folder_name(target):
             found.setdefault(path.parent.name, Parts(target, [])).folders.append(path.parent)
         else:
-            strange.append(f"{path.parent} is of {_differs(target, note)}")
+            strange.append(f"{path.parent} is of {_differs(target, note)}: merge with what ran the parts")
     known = {parts.target.name for parts in found.values()}
     missing = [name for name in names or () if name not in known]
     if found and not missing:
         return sorted(found.values(), key=lambda parts: parts.target.name)
     if strange:
-        raise InputError(f"{strange[0]}: merge with what ran the parts")
+        raise InputError(strange[0])
     what = f" of {missing[0]}" if missing else ""
     where = ", ".join(map(str, folders))
     raise InputError(
@@ -104,15 +112,7 @@ def _read(path: Path) -> dict[str, Any]:
             return dict(note)
     except (OSError, ValueError, KeyError, TypeError):
         pass
-    raise InputError(f"cannot read {path}: copy the folder of the part again")
-
-
-def _target(path: Path, note: dict[str, Any]) -> Target:
-    try:
-        (target,) = gradient_command.targets_of(shlex.split(note["request"]))
-    except ValueError:
-        raise InputError(f"cannot read {path}: copy the folder of the part again") from None
-    return target
+    raise InputError(_UNREADABLE.format(path))
 
 
 def _differs(target: Target, note: dict[str, Any]) -> str:
