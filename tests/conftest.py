@@ -1,9 +1,10 @@
-"""What tests of several modules share: a float32 that is small enough to be run whole."""
+"""What tests of several modules share: a float32 that is small enough to be run whole, and a fault of torch's."""
 
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 from verify import shards
 
@@ -30,3 +31,14 @@ def shrink(monkeypatch):
     monkeypatch.setattr(shards, "plan", plan)
     # Whoever edits the packages while their tests run must not make these fail.
     monkeypatch.setattr(shards, "sources", lambda target: [Path(__file__)])
+
+
+def fails_without_avx512(request):
+    """To be called by a test that holds float32 GELU to the bounds that it holds with torch's kernels for AVX-512.
+
+    With those for AVX2 torch's GELU is off by up to 7.4 units in the last place around its turning point, the floor is
+    1.7e-4 in place of 1.04e-4, and the error of the decoder, an inverse of the exact GELU, 2.9e-4: the README says so.
+    """
+    if torch.backends.cpu.get_cpu_capability() != "AVX512":
+        reason = "torch's float32 GELU for AVX2 is beyond what the decoder allows for"
+        request.applymarker(pytest.mark.xfail(reason=reason, strict=True))

@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from conftest import fails_without_avx512
 
 from invref.errors import OPTIONAL, MissingError, needing
 
@@ -71,13 +72,15 @@ def layers(*without):
     return json.loads(result.stdout.splitlines()[-1])
 
 
-def test_layers_are_right_without_any_of_the_packages_but_numba():
+def test_layers_are_right_without_any_of_the_packages_but_numba(request):
+    fails_without_avx512(request)
     told = layers("flint", "matplotlib", "triton", "mpmath", "sympy", "rich")
     assert near(told["worst"])
     assert told["said"] == []
 
 
-def test_layers_are_right_without_numba_and_say_so_once():
+def test_layers_are_right_without_numba_and_say_so_once(request):
+    fails_without_avx512(request)
     told = layers("numba")
     assert near(told["worst"])
     (said,) = told["said"]
