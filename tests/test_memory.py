@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,13 +14,14 @@ from torch import nn
 import invref
 from invref.planning import measured
 from verify import cli, memory_measure, memory_models, memory_table
-from verify.memory_measure import NATIVE, OURS, PEERS, PLANNED, Case, Line, Result
+from verify.memory_measure import NATIVE, OURS, PEERS, PLANNED, Case, Result
 from verify.memory_models import FAMILIES, Sizes
 
 # torch.compile's own imports.
 pytestmark = pytest.mark.filterwarnings("ignore:.torch.jit.script:DeprecationWarning")
 
 CPU = torch.device("cpu")
+REPORTS = Path(__file__).parents[1] / "reports"
 TINY = ["--batch", "2", "--seq", "16", "--hidden", "32", "--layers", "1", "--seconds", "0"]
 
 REFERENCES = {
@@ -100,7 +103,7 @@ def test_the_command_writes_what_it_says(tmp_path, capsys):
     arguments = ["memory", "--model", "bert", "modernbert", *TINY, "--dtype", "float32", "bfloat16", "--no-dropout"]
     assert cli.main([*arguments, "--json", str(data), "--markdown", str(page)]) == cli.PASSED
     written = json.loads(data.read_text())
-    results = [Result(**{**r, "lines": tuple(Line(**line) for line in r["lines"])}) for r in written["results"]]
+    results = [Result.from_json(r) for r in written["results"]]
     assert [(r.model, r.dtype) for r in results] == [
         (model, dtype) for model in ("bert", "modernbert") for dtype in ("float32", "bfloat16")
     ]
@@ -187,3 +190,14 @@ def test_a_model_that_keeps_more_when_converted_exits_1(factory, monkeypatch, ca
     honest = invref.plan
     monkeypatch.setattr(invref, "plan", lambda *a: Worse(**vars(honest(*a))), raising=False)
     assert cli.main(["memory", "--model", "models_of_mine:build", "--seconds", "0"]) == cli.VIOLATED
+
+
+@pytest.mark.parametrize("name", ["memory", "memory-bfloat16", "memory-dropout"])
+def test_a_committed_page_is_that_of_its_results_and_none_keeps_more(name):
+    data = json.loads((REPORTS / f"{name}.json").read_text(encoding="utf-8"))
+    page = (REPORTS / f"{name}.md").read_text(encoding="utf-8")
+    results = [Result.from_json(result) for result in data["results"]]
+    assert {result.model for result in results} == FAMILIES.keys()
+    (command,) = re.findall("Made by `(.*)` with", page)
+    assert page == memory_table.markdown(results, command, data["run"])
+    assert all(result.plan["planned"] <= result.plan["native"] for result in results)

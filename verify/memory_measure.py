@@ -67,6 +67,11 @@ class Result:
         """Everything as JSON values."""
         return asdict(self)
 
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> Result:
+        """The inverse of `to_json`."""
+        return cls(**{**data, "lines": tuple(Line(**line) for line in data["lines"])})
+
     def line(self, name: str) -> Line | None:
         """A contestant's line, None where it did not take part."""
         return next((line for line in self.lines if line.name == name), None)

@@ -7,7 +7,18 @@ from typing import Any
 
 from rich.table import Table
 
-from verify.memory_measure import AROUND, CHECKPOINT, COMPILED, FORCED, FUNCTIONS, NATIVE, PLANNED, Line, Result
+from verify.memory_measure import (
+    AROUND,
+    BUDGETED,
+    CHECKPOINT,
+    COMPILED,
+    FORCED,
+    FUNCTIONS,
+    NATIVE,
+    PLANNED,
+    Line,
+    Result,
+)
 
 MIB = 1 << 20
 COLUMNS = ("how", "kept MiB", "kept / native", "step", "step / native", "peak MiB")
@@ -56,7 +67,7 @@ def markdown(results: Sequence[Result], command: str, about: dict[str, Any]) -> 
     """The page: a summary, then each model."""
     versions = f"torch {about['torch']}, transformers {about['transformers']}, {about.get('gpu') or about['cpu']}"
     parts = [HEADING.format(command=command, versions=versions), "## Summary\n\n"]
-    names = (PLANNED, FORCED, FUNCTIONS, CHECKPOINT, AROUND, COMPILED)
+    names = (PLANNED, FORCED, FUNCTIONS, CHECKPOINT, AROUND, COMPILED, BUDGETED)
     shown = [name for name in names if any(result.line(name) for result in results)]
     parts += _table(["model", "format", "dropout", "native MiB", *shown], [_summary(r, shown) for r in results])
     found = {r.model: r for r in results if r.dtype == "float32" and not r.dropout}
