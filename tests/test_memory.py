@@ -112,6 +112,10 @@ def test_the_command_writes_what_it_says(tmp_path, capsys):
         assert memory_table.said(result) in out
         assert f"## {result.model}, {result.dtype}, without dropout" in page.read_text()
     assert written["run"]["torch"] == torch.__version__
+    told = (
+        "memory --model bert modernbert --dtype float32 bfloat16 --no-dropout --batch 2 --seq 16 --hidden 32 --layers 1"
+    )
+    assert f"`invref-verify {told} --seconds 0`" in page.read_text()
     assert "2 of 2 activations converted" not in out.partition("modernbert, float32:")[2]
 
 

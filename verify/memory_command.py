@@ -140,6 +140,11 @@ def _command(options: argparse.Namespace) -> str:
     words += ["--dtype", *options.dtype]
     for flag in ("no_dropout", "peers"):
         words += [f"--{flag.replace('_', '-')}"] if getattr(options, flag) else []
+    for what, usual in (("batch", 4), ("seq", 128), ("hidden", None), ("layers", None), ("seconds", SECONDS)):
+        value = getattr(options, what)
+        words += [] if value == usual else [f"--{what}", f"{value:g}"]
+    if options.config:
+        words += ["--config", str(options.config)]
     if options.device != "cpu":
         words += ["--device", options.device]
     return shlex.join(words)
