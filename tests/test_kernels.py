@@ -24,6 +24,7 @@ from invref.decoders import CELLS_LEFT, CELLS_RIGHT, Decoder, load, nearest
 from invref.formats import FORMATS
 from invref.kernels import codes, cpu, naive, newton, sidebits
 from invref.kernels import compiled as compiled_module
+from invref.kernels import runs as runs_module
 from invref.kernels.compiled import compiled, sources
 
 FLOAT32 = FORMATS["float32"]
@@ -351,13 +352,13 @@ def test_threads_that_wait_for_work_raise_errors_in_the_caller_and_hold_nothing(
         raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError):
-        cpu._hand_out([partial(calls.append, "here"), partial(fail, held), partial(calls.append, "there")])
+        runs_module._hand_out([partial(calls.append, "here"), partial(fail, held), partial(calls.append, "there")])
     assert sorted(calls) == ["failed", "here", "there"]
     del held
     gc.collect()
     assert alive() is None
     # They go on waiting, and take the next work.
-    cpu._hand_out([partial(calls.append, "again")] * 3)
+    runs_module._hand_out([partial(calls.append, "again")] * 3)
     assert calls.count("again") == 3
 
 
@@ -365,8 +366,8 @@ def test_a_shutting_down_interpreter_runs_everything_in_one_thread(monkeypatch: 
     def refuse(*_: object, **__: object) -> None:
         raise RuntimeError("can't start new thread at interpreter shutdown")
 
-    monkeypatch.setattr(cpu, "_crew", [])
+    monkeypatch.setattr(runs_module, "_crew", [])
     monkeypatch.setattr(threading.Thread, "start", refuse)
     calls: list[int] = []
-    cpu._hand_out([partial(calls.append, i) for i in range(4)])
+    runs_module._hand_out([partial(calls.append, i) for i in range(4)])
     assert calls == [0, 1, 2, 3]

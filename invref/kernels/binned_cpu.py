@@ -14,7 +14,7 @@ from torch import Tensor
 from invref.bins import TERMS
 from invref.kernels.binned import EXPONENTS, MANTISSA, MASK, ONE, SPLIT_BITS, Tables
 from invref.kernels.compiled import compiled
-from invref.kernels.cpu import in_runs
+from invref.kernels.runs import in_runs
 from invref.kernels.sidebits import BITS, BLOCK, LANES, size
 
 Columns = tuple[Any, ...]

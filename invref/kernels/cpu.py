@@ -1,19 +1,14 @@
 """The fast kernels of the CPU: packing by a threshold, decoding on cells (float32) and by table (16 bit).
 
 Compiled by Numba around steps of 16 lanes (`vectors`), with no temporaries but blocks of 512 elements, in as many runs
-as torch has threads; they release the interpreter lock. Elements are those of the flat tensor in the given order of
-axes, whatever the strides: blocks of strided tensors, and the last one, pass through a buffer. The result of an element
-depends on nothing but its own inputs. Must not know autograd or formulas.
+as torch has threads (`runs`); they release the interpreter lock. Elements are those of the flat tensor in the given
+order of axes, whatever the strides: blocks of strided tensors, and the last one, pass through a buffer. The result of
+an element depends on nothing but its own inputs. Must not know autograd or formulas.
 """
 
 from __future__ import annotations
 
-import os
-import threading
-from collections.abc import Callable
-from functools import cache, partial
-from itertools import pairwise
-from queue import SimpleQueue
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -26,14 +21,11 @@ from torch import Tensor
 from invref.decoders import CELLS_LEFT, CELLS_RIGHT, DEGREE, Decoder
 from invref.kernels.codes import Lowest
 from invref.kernels.compiled import compiled
+from invref.kernels.runs import SERIAL_LIGHT, in_runs
 from invref.kernels.sidebits import BITS, BLOCK, LANES, size
 from invref.kernels.vectors import BYTE, DOUBLE, ENTRIES, FLOAT, HALF, INT, WORD, Row, Vector, spread
 from invref.kernels.vectors import LANES as STEP
 
-SERIAL, SERIAL_LIGHT = 1 << 15, 1 << 18
-"""Arrays up to this length run in the calling thread: handing work out costs more than it saves."""
-Job = tuple[Callable[[], None], threading.Lock, list[BaseException]]
-"""What to run, a lock to release afterwards, and where errors go."""
 QUIET, HIGHEST = 0x7FC0, 0x7F800000
 """bfloat16's NaN, and float32's infinity."""
 
@@ -308,87 +300,6 @@ def _by_table(
             for group in range(BLOCK // STEP):
                 _table_step(dy_, y_, table, dx_, codes, group * STEP, group * STEP)
             _copy(dx_, 0, count, dx, start)
-
-
-# Runs of blocks on threads
-
-
-_jobs: SimpleQueue[Job] = SimpleQueue()
-_crew: list[threading.Thread] = []
-
-
-def _work(jobs: SimpleQueue[Job]) -> None:
-    while True:
-        run, done, errors = jobs.get()
-        try:
-            run()
-        except BaseException as error:  # the caller's to raise
-            errors.append(error)
-        finally:
-            # What it holds must not live until the next job comes.
-            del run, errors
-            done.release()
-
-
-def _forget() -> None:
-    """A child process has none of its parent's threads."""
-    global _jobs
-    _jobs = SimpleQueue()
-    _crew.clear()
-
-
-os.register_at_fork(after_in_child=_forget)
-
-
-def _manned(count: int) -> bool:
-    """Whether so many threads wait for work; not once the interpreter shuts down, and starts none any more."""
-    try:
-        while len(_crew) < count:
-            thread = threading.Thread(target=_work, args=(_jobs,), name=f"invref-{len(_crew)}", daemon=True)
-            thread.start()
-            _crew.append(thread)
-    except RuntimeError:
-        return False
-    return True
-
-
-def _hand_out(runs: list[Callable[[], None]]) -> None:
-    """Runs the first in this thread, the others in threads that wait for work: a fifth of an executor's delay."""
-    if not _manned(len(runs) - 1):
-        for run in runs:
-            run()
-        return
-    errors: list[BaseException] = []
-    locks = []
-    for run in runs[1:]:
-        locks.append(threading.Lock())
-        locks[-1].acquire()
-        _jobs.put((run, locks[-1], errors))
-    runs[0]()
-    for lock in locks:
-        lock.acquire()
-    if errors:
-        raise errors[0]
-
-
-def in_runs(
-    kernel: Callable[..., None], fixed: tuple[Any, ...], n: int, held: tuple[Tensor, ...] = (), serial: int = SERIAL
-) -> None:
-    """Calls kernel(*fixed, first, stop) for blocks that cover n elements, on as many threads as torch uses.
-
-    held: tensors of which `fixed` has no more than addresses; they live as long as any thread is at work. serial: up to
-    how many elements one thread is quicker.
-    """
-    blocks = -(-n // BLOCK)
-    if n <= serial or (threads := min(torch.get_num_threads(), blocks)) == 1:
-        kernel(*fixed, 0, blocks)
-        return
-
-    def run(first: int, stop: int, _held: tuple[Tensor, ...] = held) -> None:
-        kernel(*fixed, first, stop)
-
-    cuts = [blocks * i // threads for i in range(threads + 1)]
-    _hand_out([partial(run, a, b) for a, b in pairwise(cuts)])
 
 
 # What the other rooms call
