@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import math
 import threading
+from pathlib import Path
 
 import pytest
 import torch
@@ -42,8 +45,20 @@ INPLACE = {
     "relu6 inplace": lambda x: functional.relu6(x, inplace=True),
     "elu inplace": lambda x: functional.elu(x, inplace=True),
 }  # fmt: skip
-ERROR = {torch.float32: 1.4e-4, torch.bfloat16: 1.6e-2, torch.float64: 1e-7}
-"""The largest error of any layer over all inputs, but for those of prelu's kind: reports/gradient.json."""
+RECORDS = json.loads((Path(__file__).parents[1] / "reports" / "gradient.json").read_text(encoding="utf-8"))["records"]
+BOTH = {(r["activation"], r["dtype"]): r["worst_error"] + r["native_error"] for r in RECORDS}
+"""The largest errors of each layer's gradient and of torch's, over all inputs."""
+LARGEST = 2.0
+"""Of the arguments above, with which errors grow."""
+
+
+def apart(name, dtype):
+    """How far the two gradients of a call can be apart."""
+    layer = name.removesuffix(" inplace").removesuffix("_").replace(" ", "_").rpartition(".")[2]
+    if dtype == torch.float64:
+        # `trial.bound_of` says why; torch holds 1/6 and 1/0.7 in float32.
+        return math.sqrt(torch.finfo(dtype).eps / 2) + (2**-22 if layer in ("celu", "hardsigmoid") else 0)
+    return LARGEST * BOTH[layer, str(dtype).removeprefix("torch.")]
 
 
 def names(y: torch.Tensor) -> set[str]:
@@ -82,7 +97,7 @@ def test_a_call_is_caught_with_the_same_output_and_nearly_the_same_gradient(name
     assert torch.equal(y, y_ours)
     assert operations != operations_ours
     worst = float((dx.double() - dx_ours.double()).abs().max())
-    assert worst <= ERROR[dtype]
+    assert worst <= apart(name, dtype)
     # Outside everything is torch's own again.
     assert outcome(call, x, dy)[2] == operations
 
@@ -224,10 +239,10 @@ def test_a_compiled_function_is_traced_with_it():
     expected = layer.weight.grad.clone()
     layer.zero_grad()
     torch.compile(forward)(x).backward()
-    # Sums of 64 terms in another order.
-    torch.testing.assert_close(
-        layer.weight.grad, expected, rtol=64 * 2**-24, atol=64 * 2**-24 * float(expected.abs().max())
-    )
+    # Sums of 64 and of 16 terms in another order, on the way to each of these sums of 64: none is off by more than its
+    # number of terms, in units of 2^-24 of the sum of their sizes, of which the largest gradient is at least a tenth.
+    bound = 10 * (64 + 16 + 16) * 2**-24 * float(expected.abs().max())
+    assert float((layer.weight.grad - expected).abs().max()) <= bound
 
 
 def test_func_transforms_go_through():
@@ -235,4 +250,4 @@ def test_func_transforms_go_through():
     expected = torch.func.vmap(torch.func.grad(functional.silu))(x)
     with invref.inverted():
         ours = torch.func.vmap(torch.func.grad(functional.silu))(x)
-    assert float((ours - expected).abs().max()) <= ERROR[torch.float32]
+    assert float((ours - expected).abs().max()) <= apart("silu", torch.float32)

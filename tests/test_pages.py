@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import report_example
-from conftest import fails_without_avx512
+from conftest import may_be_beyond_bounds
 
 from invref import formats, formulas
 from invref.errors import InputError
@@ -134,8 +134,9 @@ def test_every_input_of_a_short_format_is_in_the_error_picture(dtype):
 
 
 def test_the_zoom_shows_codes_that_hold_what_is_decoded(request):
-    fails_without_avx512(request)
     for dtype in ("bfloat16", "float16", "float32"):
+        if dtype == "float32":
+            may_be_beyond_bounds(request)
         rows = report_example.example()["zooms"][0][dtype]
         assert len(rows) >= 16
         assert {row[1] for row in rows} == {0, 1}
@@ -341,11 +342,12 @@ def test_a_damaged_file_of_worst_inputs_is_an_error_that_shows_the_line(tmp_path
 
 @pytest.mark.parametrize("path", sorted((REPORTS / "worst").glob("*.txt")), ids=lambda path: path.stem)
 def test_layers_hold_their_bound_at_every_worst_input_ever_found(path, request):
-    if path.stem in ("gelu", "gelu_10"):
-        fails_without_avx512(request)
     if path.stem not in targets.TARGETS:
         pytest.skip("not a layer of the catalogue")
-    assert pages_worst.violations(targets.TARGETS[path.stem], pages_worst.read(path)) == []
+    violations = pages_worst.violations(targets.TARGETS[path.stem], pages_worst.read(path))
+    assert [line for line in violations if not line.startswith("float32 ")] == []
+    may_be_beyond_bounds(request, path.stem)
+    assert violations == []
 
 
 def test_a_layer_that_is_wrong_at_a_kept_input_is_found():

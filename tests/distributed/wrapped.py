@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from functools import partial
 
@@ -101,16 +101,22 @@ def check_bytes(name: str, wrap: Callable[[nn.Module], nn.Module], itemsize: int
     return before - after
 
 
-def ddp(name: str, rank: int) -> int:
+def before_and_after(name: str, wrap: Callable[[nn.Module], nn.Module]) -> Iterator[tuple[nn.Module, nn.Module]]:
+    """A model converted before it is wrapped, and one after, each with a converted one of the same weights."""
     for order in ("before", "after"):
         model = made(name)
         one = copy.deepcopy(model)
         invref.convert(one)
         if order == "before":
             invref.convert(model)
-        wrapped = DistributedDataParallel(model)
+        wrapped = wrap(model)
         if order == "after":
             invref.convert(wrapped)
+        yield wrapped, one
+
+
+def ddp(name: str, rank: int) -> int:
+    for wrapped, one in before_and_after(name, DistributedDataParallel):
         for _ in range(2):  # The second step goes by buckets in the order found in the first.
             wrapped.zero_grad()
             loss(wrapped, part(rank)).backward()
@@ -141,15 +147,7 @@ def sharded(model: nn.Module, **arguments: object) -> nn.Module:
 
 
 def fsdp(name: str, rank: int) -> int:
-    for order in ("before", "after"):
-        model = made(name)
-        one = copy.deepcopy(model)
-        invref.convert(one)
-        if order == "before":
-            invref.convert(model)
-        wrapped = sharded(model)
-        if order == "after":
-            invref.convert(wrapped)
+    for wrapped, one in before_and_after(name, sharded):
         loss(wrapped, part(rank)).backward()
         same_gradients(gradients(wrapped), mean_of_both(one))
     return check_bytes(name, sharded, 4, rank)
