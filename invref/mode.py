@@ -28,8 +28,6 @@ CAUGHT: dict[Any, Callable[..., Tensor]] = {
     **{getattr(own, name): getattr(functional, name) for name in _SAME.split()},
     torch.celu: functional.celu,
     torch.selu: functional.selu,
-    torch.prelu: functional.prelu,
-    torch.hardshrink: functional.hardshrink,
     torch.threshold: functional.threshold,
     Tensor.hardshrink: functional.hardshrink,
     Tensor.prelu: functional.prelu,

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 import invref
+from invref import planning
 from invref.errors import InputError
 from invref.kernels import sidebits
 from invref.planning import measured
@@ -340,3 +341,13 @@ def test_counting_frees_graphs_of_operations_that_keep_their_output(act):
         assert [output() for output in outputs] == [None]
     finally:
         gc.enable()
+
+
+def test_what_would_keep_more_together_is_not_converted(monkeypatch):
+    # Whatever the decisions rest on, what counts is what is measured in the end.
+    monkeypatch.setattr(planning, "_gaining", lambda able, native, forced: frozenset(able))
+    model = nn.Sequential(linear(), nn.GELU(), nn.Dropout(0.1))
+    plan = invref.plan(model, x())
+    assert plan.forced > plan.native == plan.planned
+    assert plan.names == ()
+    assert type(model[1]) is nn.GELU
