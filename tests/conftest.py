@@ -1,12 +1,15 @@
-"""What tests of several modules share: a float32 that is small enough to be run whole, and a fault of torch's."""
+"""What tests of several modules share: a float32 that is small enough to be run whole, and the committed results."""
 
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 import pytest
 import torch
 
-from verify import shards
+from verify import document, shards
+
+REPORTS = Path(__file__).parents[1] / "reports"
 
 
 def near_turning_point(part, size):
@@ -33,17 +36,14 @@ def shrink(monkeypatch):
     monkeypatch.setattr(shards, "sources", lambda target: [Path(__file__)])
 
 
-def beyond_bounds():
-    """The float32 layers that do not hold the bounds here: GELU's, unless torch has its kernels for AVX-512.
+@cache
+def records():
+    """The committed results of the layers here, by (activation, dtype): those of torch's kernels for this processor.
 
-    With those for AVX2 torch's GELU is off by up to 7.4 units in the last place around its turning point, the floor is
-    1.7e-4 in place of 1.04e-4, and the error of the decoder, an inverse of the exact GELU, 2.9e-4: the README says so.
+    With its kernels for AVX2 torch's float32 GELU is off by up to 7.4 units in the last place around its turning point,
+    and the floor is 1.68e-4 in place of 1.04e-4.
     """
-    return set() if torch.backends.cpu.get_cpu_capability() == "AVX512" else {"gelu float32", "gelu_10 float32"}
-
-
-def may_be_beyond_bounds(request, name="gelu"):
-    """From here on a test of this layer in float32 must fail where that does not hold its bounds."""
-    if f"{name} float32" in beyond_bounds():
-        reason = "torch's float32 GELU for AVX2 is beyond what the decoder allows for"
-        request.applymarker(pytest.mark.xfail(reason=reason, strict=True))
+    widest = torch.backends.cpu.get_cpu_capability() == "AVX512"
+    files = ["gradient.json", *([] if widest else ["gradient-avx2.json"])]
+    found = [record for file in files for record in document.read(REPORTS / file)]
+    return {(record.activation, record.dtype): record for record in found if record.device == "cpu"}

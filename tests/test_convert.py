@@ -6,15 +6,14 @@ import contextlib
 import copy
 import functools
 import io
-import json
 import pickle
 import re
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
+from conftest import records
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
@@ -30,8 +29,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning"),
 ]
 
-RECORDS = json.loads((Path(__file__).parents[1] / "reports" / "gradient.json").read_text(encoding="utf-8"))["records"]
-WORST = {r["activation"]: r["worst_error"] for r in RECORDS if r["dtype"] == "float32" and r["device"] == "cpu"}
+WORST = {name: record.worst_error for (name, dtype), record in records().items() if dtype == "float32"}
 """The largest error of each layer's gradient over all float32 inputs."""
 TORCH = [
     nn.GELU(), nn.GELU("tanh"), nn.SiLU(), nn.SiLU(inplace=True), nn.Mish(), nn.Hardswish(), nn.ELU(2.0), nn.SELU(),

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import math
 import threading
-from pathlib import Path
 
 import pytest
 import torch
+from conftest import records
 from torch import nn
 from torch.nn import functional
 
@@ -45,8 +44,7 @@ INPLACE = {
     "relu6 inplace": lambda x: functional.relu6(x, inplace=True),
     "elu inplace": lambda x: functional.elu(x, inplace=True),
 }  # fmt: skip
-RECORDS = json.loads((Path(__file__).parents[1] / "reports" / "gradient.json").read_text(encoding="utf-8"))["records"]
-BOTH = {(r["activation"], r["dtype"]): r["worst_error"] + r["native_error"] for r in RECORDS}
+BOTH = {key: record.worst_error + record.native_error for key, record in records().items()}
 """The largest errors of each layer's gradient and of torch's, over all inputs."""
 LARGEST = 2.0
 """Of the arguments above, with which errors grow."""

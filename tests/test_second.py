@@ -6,7 +6,7 @@ import math
 
 import pytest
 import torch
-from conftest import may_be_beyond_bounds
+from conftest import records
 
 import invref
 from invref import layers
@@ -77,8 +77,11 @@ def around(name):
 
 
 @pytest.mark.parametrize("name", BENT)
-def test_in_float32_the_exact_inverse_errs_by_no_more_than_twice_the_floor(name, request):
-    may_be_beyond_bounds(request, name)
+def test_in_float32_the_exact_inverse_errs_by_no_more_than_twice_the_floor(name):
+    # What docs/transforms.md says, to two digits.
+    largest = 7.05e-4 if name == "tanhshrink" else 3.45e-4
+    if name in ("gelu", "gelu_10") and records()[name, "float32"].forward.endswith("AVX2"):
+        largest = 5.15e-4
     for x in around(name):
         second, keys = decoded(name, x)
         truth = exact(name, x)
@@ -86,8 +89,7 @@ def test_in_float32_the_exact_inverse_errs_by_no_more_than_twice_the_floor(name,
         error, least = (second - truth).abs()[known], floor(truth[known], keys[known])
         # Twice the floor is the whole width of what shares an output; 2^-20 is float32 arithmetic in the forward.
         assert float(error.max()) <= 2 * float(least.max()) + 2.0**-20
-        # What docs/transforms.md says, to two digits.
-        assert float(error.max()) <= (7.05e-4 if name == "tanhshrink" else 3.45e-4)
+        assert float(error.max()) <= largest
 
 
 def test_an_input_of_relu2_whose_square_underflows_counts_as_0():

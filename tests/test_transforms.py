@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import gc
-import json
 import shutil
 import subprocess
 import sys
 import weakref
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
+from conftest import records
 from torch import library, nn
 from torch.autograd import forward_ad
 from torch.autograd.gradcheck import GradcheckError
@@ -238,9 +237,8 @@ def test_compiled_autocast_has_the_dtype_and_gradient_of_eager_autocast(name):
         return
     # torch's own in the graph: the errors of both gradients, as certified, times |dy|, go through the linear layer,
     # whose gradient is the sum of six bfloat16 products of numbers rounded to half an eps.
-    records = json.loads((Path(__file__).parents[1] / "reports" / "gradient.json").read_text())["records"]
-    (record,) = (r for r in records if (r["activation"], r["dtype"]) == (name, "bfloat16"))
-    error = (dy.abs() * (record["worst_error"] + record["native_error"])) @ weight.abs()
+    record = records()[name, "bfloat16"]
+    error = (dy.abs() * (record.worst_error + record.native_error)) @ weight.abs()
     rounding = 8 * 2.0**-8 * (dy.abs() * results[1][0].float().abs().clamp(min=2)) @ weight.abs()
     assert ((results[0][1] - results[1][1]).abs() <= error + rounding).all()
 

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from invref import decoders, formats, formulas
 from invref.engines import TORCH
 from invref.kernels import naive, newton
-from verify import batches, floor, sweep32, targets
+from verify import batches, floor, measure, targets
 
 PATH = Path(__file__).parents[1] / "docs" / "gelu.svg"
 LEFT, RIGHT, NATIVE, INK = "#c2410c", "#1d4ed8", "#9ca3af", "#374151"
@@ -63,7 +63,7 @@ def _errors_around(centres: Floats) -> tuple[Floats, Floats, Floats]:
 def _floor(turning: float) -> float:
     """The error floor over the inputs around the turning point, where it is highest."""
     target, fmt = targets.TARGETS["gelu"], formats.get("float32")
-    x = fmt.tensor(fmt.ordinal(turning) - sweep32.WINDOW, 2 * sweep32.WINDOW)
+    x = fmt.tensor(fmt.ordinal(turning) - measure.WINDOW, 2 * measure.WINDOW)
     codes = 2 * fmt.ordinals(batches.together(target.layer, x)[0]) + naive.side_of(decoders.load("gelu"), x)
     return floor.exact(codes.numpy(), _curve(x.double())[1])
 

@@ -43,8 +43,9 @@ NOTES = """## What holds, and at what price
 - **relu, tanh, sigmoid** are torch's own layers throughout.
 - **Second derivatives** are those of the input that the output stands for. In 16 bit they are the middle of f'' over
   all inputs with that output and side bit, so that no decoder errs less at worst. In float32 they are f'' at the exact
-  inverse, which errs by at most twice that floor: up to 3.4e-4 at a turning point, 7e-4 at the flat point of
-  tanhshrink. For relu2, an input whose square underflows counts as 0. Third derivatives raise TwiceError.
+  inverse, which errs by at most twice that floor: up to 3.4e-4 at a turning point (5.1e-4 for GELU where torch has no
+  kernels for AVX-512), 7e-4 at the flat point of tanhshrink. For relu2, an input whose square underflows counts as 0.
+  Third derivatives raise TwiceError.
 - **In place.** Where x is a view, or under a transform, the layer computes out of place and then copies.
 - **Autocast.** The layer does what torch's does: under autocast on CUDA, those that torch computes through softplus or
   pow (softplus, sqrtsoftplus, gelu_new, relu2) come out in float32; on the CPU none but prelu changes dtype.

@@ -9,17 +9,20 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import lru_cache
+from math import ceil
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from invref.engines import TORCH
 from invref.formats import Format
 from verify import floor
 from verify.lookup import Table, joined
-from verify.oracle import FLOAT32, Oracle, Range
-from verify.ranges import NO_OUTPUT
+from verify.oracle import CLEARANCE, FLOAT32, Oracle, Range
+from verify.ranges import NO_OUTPUT, counting, ranges
 from verify.scan import Frame, Tally, tally_up
 from verify.targets import Layer, Target
 
@@ -27,6 +30,9 @@ Path = Callable[[Layer, Tensor], tuple[Tensor, Tensor]]
 """`batches.together` or `batches.in_slices`."""
 
 _NO_TABLE = joined([])
+
+WINDOW = 1 << 14
+"""So many inputs on each side of a turning point show what happens there: the lowest outputs take 3000 each."""
 
 
 @dataclass
@@ -54,7 +60,7 @@ def frame_of(oracle: Oracle, part: Range, fmt: Format, target: Target | None = N
     half = 2.0**-fmt.precision
     rounding = (0.0, 0.0) if fmt is FLOAT32 else (half, half * 2.0**fmt.emin)
     native = target is not None and target.role == "native"
-    counted = (part.low, part.high) if fmt is FLOAT32 and not native else NO_OUTPUT
+    counted = counted_outputs(oracle, part, target) if fmt is FLOAT32 and not native else NO_OUTPUT
     frame = Frame(part.slope, oracle.gradient is None, *counted, left, right, *rounding, oracle.relative)
     if target is None:
         return frame
@@ -63,6 +69,31 @@ def frame_of(oracle: Oracle, part: Range, fmt: Format, target: Target | None = N
     if measures_forward(target):
         frame = frame._replace(ulp=2 * half, least_ulp=2 * half * 2.0**fmt.emin, beyond=2.0 ** (fmt.emax + 1))
     return frame._replace(identical=target.own(fmt.dtype), itself=native and target.layer is target.native)
+
+
+def counted_outputs(oracle: Oracle, part: Range, target: Target | None) -> tuple[int, int]:
+    """Ordinals of the least and the largest y of a piece that count for the decoder error."""
+    if target is None or target.role != "row" or part.low > part.high:
+        return part.low, part.high
+    clearance = clearance_of(target)
+    return counting(oracle.formula, part.piece, clearance) if clearance > CLEARANCE else (part.low, part.high)
+
+
+@lru_cache(maxsize=256)
+def clearance_of(target: Target) -> int:
+    """How many ulp from a turning value outputs count for the decoder error.
+
+    `CLEARANCE`, or twice what the framework's float32 forward errs by around there if that is more: within that the
+    exact inverse of y, which errs by more than the floor, is not what a decoder should give.
+    """
+    error = 0.0
+    for part in ranges(target.formula)[1:]:
+        if part.piece.left_end == "turning":
+            x = FLOAT32.tensor(part.first - WINDOW, 2 * WINDOW)
+            truth = target.formula.evaluate(x.double(), TORCH)
+            errors = (target.native(x.to(target.device)).cpu().double() - truth).abs()
+            error = max(error, float(errors.max()) / FLOAT32.ulp(float(part.piece.left_limit)))
+    return max(CLEARANCE, ceil(2 * error))
 
 
 def measures_forward(target: Target) -> bool:

@@ -67,7 +67,7 @@ def ranges(formula: Formula) -> tuple[Range, ...]:
     """The pieces of f as ranges of float32 ordinals, from the left; together all finite inputs but those at jumps."""
     bounds = _bounds(cuts_of(formula, FLOAT32))
     return tuple(
-        Range(piece, first, stop, *_counting(formula, piece))
+        Range(piece, first, stop, *counting(formula, piece))
         for piece, (first, stop) in zip(pieces(formula), bounds, strict=True)
     )
 
@@ -232,8 +232,8 @@ def _right_owns(formula: Formula, mark: Landmark) -> bool:
     return next(entry.right_owns for entry in formula.breaks if entry.at == mark.exact)
 
 
-def _counting(formula: Formula, piece: Piece) -> tuple[int, int]:
-    """Ordinals of the least and the largest float32 y that count: `CLEARANCE` ulp from where f' is 0, or all."""
+def counting(formula: Formula, piece: Piece, clearance: int = CLEARANCE) -> tuple[int, int]:
+    """Ordinals of the least and the largest float32 y that count: `clearance` ulp from where f' is 0, or all."""
     if piece.plateau:
         return NO_OUTPUT
     ends = [
@@ -242,10 +242,6 @@ def _counting(formula: Formula, piece: Piece) -> tuple[int, int]:
     ]
     (low, clear_low), (high, clear_high) = ends if piece.increasing else ends[::-1]
     return (
-        at_least(low + _clearance(low)) if clear_low else FLOAT32.first_ordinal,
-        at_most(high - _clearance(high)) if clear_high else FLOAT32.largest_ordinal,
+        at_least(low + clearance * FLOAT32.ulp(float(low))) if clear_low else FLOAT32.first_ordinal,
+        at_most(high - clearance * FLOAT32.ulp(float(high))) if clear_high else FLOAT32.largest_ordinal,
     )
-
-
-def _clearance(value: Any) -> float:
-    return CLEARANCE * FLOAT32.ulp(float(value))

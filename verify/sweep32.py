@@ -17,7 +17,7 @@ from torch import Tensor
 
 from invref.kernels.compiled import compiled
 from verify import batches, floor
-from verify.measure import arrays_of, frame_of, measures_forward, side_of, tables_of
+from verify.measure import WINDOW, arrays_of, frame_of, measures_forward, side_of, tables_of
 from verify.oracle import FLOAT32, Oracle
 from verify.scan import BLOCK, Tally, tally_up
 from verify.shards import Result, Shard, Store
@@ -26,11 +26,8 @@ from verify.targets import Target
 CHUNK = 1 << 18
 """Inputs at a time: small enough for the cache, large enough that a call's overhead does not count."""
 
-WINDOW = 1 << 14
-"""Inputs on each side of a turning point that also run through the scalar tail: the lowest outputs take 3000 each."""
-
 NEAR_BREAK = 1 << 12
-"""As many at a break or flat point: there outputs are shared by few inputs."""
+"""Inputs on each side of a break or flat point that also run through the scalar tail: few share an output there."""
 
 
 def inputs_at(ordinals: NDArray[np.int64]) -> Tensor:

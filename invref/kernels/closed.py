@@ -99,12 +99,14 @@ def tables(form: Form, dtype: torch.dtype, device: torch.device) -> Tensor:
 
 
 @_kept
-def lowest(form: Form, device: torch.device) -> codes.Lowest:
-    """The table around the turning value of a form that has one."""
+def lowest(form: Form, device: torch.device, span: int = codes.SPAN) -> codes.Lowest:
+    """The table for outputs within `span` ulp of the turning value of a form that has one."""
     assert form.turning is not None
     sides = 1 << form.bits
     with plainly(device):
-        return codes.lowest(form.forward, form.slope, form.code_of, sides, *form.turning, device, slices=form.slices)
+        return codes.lowest(
+            form.forward, form.slope, form.code_of, sides, *form.turning, device, span=span, slices=form.slices
+        )
 
 
 def plainly(device: torch.device) -> torch.autocast:

@@ -132,6 +132,14 @@ class Lowest:
         return inside, self.values.view(-1).index_select(0, index)
 
 
+def astray(forward: Forward, turning_x: float, turning_y: float, device: torch.device | str = "cpu") -> float:
+    """By how many ulp a float32 forward errs around the turning value, beside the same forward in float64."""
+    fmt = FORMATS["float32"]
+    x = _around(forward, fmt, turning_x, fmt.ordinal(turning_y), SPAN).to(device)
+    errors = (forward(x).double() - forward(x.double())).abs()
+    return float(errors.max()) / fmt.ulp(turning_y)
+
+
 def lowest(
     forward: Forward,
     slope: Slope,

@@ -18,9 +18,9 @@ from invref import bins, native
 from invref.decoders import load
 from invref.errors import FormulaError
 from invref.formats import BY_DTYPE
-from invref.kernels import binscheme, closed, dispatch, gpu, naive, slopes, solve
+from invref.kernels import binscheme, closed, codes, dispatch, gpu, naive, slopes, solve
 from invref.kernels.closed import Form, keep
-from invref.kernels.codes import Forward, Slope
+from invref.kernels.codes import Forward, Lowest, Slope
 from invref.kernels.scheme import Scheme
 
 ROOT = "polynomials in the signed root"
@@ -59,12 +59,29 @@ FORMS: dict[str, tuple[Forward, Slope]] = {
 """The framework's forward of each gate, and f' of float64 inputs."""
 
 COARSE = ("mish",)
-"""Whose float32 forward errs by several ulp around the turning value, more than a clamp can answer for."""
+"""Whose float32 forward errs by more around the turning value than a clamp can answer for, on some processor."""
+CLAMPED = 4.0
+"""By so many ulp the forward of any other gate may err for the clamp, which reaches twice as far."""
 
 
 @keep
 def _form(name: str) -> Form:
     return _sided(name, *FORMS[name])
+
+
+@lru_cache(maxsize=closed.TABLES)
+def _lowest(name: str, device: torch.device) -> Lowest | None:
+    """The table for float32 outputs around the turning value, where the forward errs too much there for the clamp.
+
+    It reaches twice as far as the forward errs: from there on the exact inverse of an output errs less than the floor.
+    """
+    form = _form(name)
+    assert form.turning is not None
+    with closed.plainly(device):
+        error = codes.astray(form.forward, *form.turning, device)
+    if name not in COARSE and error <= CLAMPED:
+        return None
+    return closed.lowest(form, device, max(codes.SPAN, math.ceil(2 * error)))
 
 
 @dataclass(frozen=True)
@@ -104,8 +121,8 @@ class Gate:
         decoder, form = load(self.name), _form(self.name)
         if BY_DTYPE[y.dtype].bits == 16:
             return self._by_table(closed.table(form, y.dtype, y.device), dy, y, packed)
-        patched = y.dtype == torch.float32 and self.name in COARSE
-        return dispatch.backward(decoder, dy, y, packed, closed.lowest(form, y.device) if patched else None)
+        lowest = _lowest(self.name, y.device) if y.dtype == torch.float32 else None
+        return dispatch.backward(decoder, dy, y, packed, lowest)
 
     def _by_table(self, table: Tensor, dy: Tensor, y: Tensor, packed: Tensor) -> Tensor:
         if gpu.available(y):
