@@ -76,6 +76,16 @@ def around(name):
     return [fmt.tensor(fmt.ordinal(at) - width, 2 * width) for at, width in places]
 
 
+def carried(name, x):
+    """What errors of the forward cost the exact inverse: |f3 / f1| times them, f1 and f3 derivatives, if linear."""
+    f, slope, bend, third = (
+        torch.as_tensor(ROWS[name].formula.evaluate(x.double(), TORCH, order)).expand(x.shape) for order in range(4)
+    )
+    off = (layers.get(ROWS[name].key).forward(x).double() - f).abs()
+    # Far from a zero of f', that is: there x moves by more than y's error over f'.
+    return torch.where(slope.square() > 64 * (bend * off).abs(), (third / slope).abs() * off, 0.0).nan_to_num(0, 0, 0)
+
+
 @pytest.mark.parametrize("name", BENT)
 def test_in_float32_the_exact_inverse_errs_by_no_more_than_twice_the_floor(name):
     # What docs/transforms.md says, to two digits.
@@ -87,8 +97,10 @@ def test_in_float32_the_exact_inverse_errs_by_no_more_than_twice_the_floor(name)
         truth = exact(name, x)
         known = truth.isfinite()
         error, least = (second - truth).abs()[known], floor(truth[known], keys[known])
-        # Twice the floor is the whole width of what shares an output; 2^-20 is float32 arithmetic in the forward.
-        assert float(error.max()) <= 2 * float(least.max()) + 2.0**-20
+        # Twice the floor is the whole width of what shares an output; 2^-20 is float32 arithmetic in the forward, where
+        # that does not err by more, and 2^-22 ours.
+        arithmetic = (carried(name, x)[known] + 2.0**-22).clamp(min=2.0**-20)
+        assert (error <= 2 * float(least.max()) + arithmetic).all()
         assert float(error.max()) <= largest
 
 
