@@ -11,15 +11,19 @@ from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import Function
 
 import invref
 from invref import layers
+from invref.decoders import load
+from invref.formats import FORMATS
 from invref.kernels import sidebits
 from verify.training_models import Kind, MakeActivation
 
+FLOAT32 = FORMATS["float32"]
 NATIVE, INVERTED, TWIN = "native", "inverted", "twin"
 COARSE, FLIPPED, WRONG = "coarse", "flipped", "wrong"
 CONTROLS = (COARSE, FLIPPED, WRONG)
@@ -28,6 +32,8 @@ ERROR = 2e-2
 """What the coarse control's decoder is off by at worst."""
 RIPPLE = 6.0
 """Its error is a cosine of the output times this: it changes sign a few times in the range that matters, as fits do."""
+NEAR = 64
+"""How many ulp around the turning value the float32 floor is counted, not expanded: there it is largest."""
 SHARE = 0.01
 """The share of side bits that are flipped."""
 
@@ -103,9 +109,10 @@ class Noise:
 def floor(kind: Kind, x: Tensor) -> Tensor:
     """Half the width of f' over the inputs that share x's stored output and side bit, float32, of x's shape.
 
-    Exact for 16-bit inputs. For wider ones by expansion at x: outputs within h, half a unit in the last place, are
-    stored as one, which is a range of h / |f'| inputs either side, at the turning point of sqrt(h / |f''|), and f''
-    times as much of f'. One expression has both limits: f'' h / sqrt(f'^2 + h |f''|).
+    Counted over all inputs for those of 16 bit, and for float32 outputs within `NEAR` ulp of the turning value, where
+    the forward's own error counts. Elsewhere by expansion at x: outputs within h, half a unit in the last place, are
+    stored as one, which is a range of h / |f'| inputs either side, at a turning point of sqrt(h / |f''|), and f'' times
+    as much of f'. One expression has both limits: f'' h / sqrt(f'^2 + h |f''|).
     """
     if x.dtype in (torch.bfloat16, torch.float16):
         return _floors(kind, x.dtype, x.device)[x.view(torch.int16).int() & 0xFFFF]
@@ -113,7 +120,11 @@ def floor(kind: Kind, x: Tensor) -> Tensor:
     y = function(kind)(x)
     h = torch.finfo(x.dtype).eps / 2 * torch.exp2(torch.frexp(y).exponent.float() - 1)
     safe = (slope * slope + h * bend.abs()).sqrt().clamp_min(torch.finfo(torch.float32).tiny)
-    return (bend.abs() * h / safe).float()
+    expanded = (bend.abs() * h / safe).float()
+    first, counted = _around_turning_point(kind, x.device)
+    code = FLOAT32.ordinals(y) - first
+    near = (code >= 0) & (code < counted.shape[1])
+    return torch.where(near, counted[_side(kind, x).int(), torch.where(near, code, 0)], expanded)
 
 
 @cache
@@ -123,13 +134,39 @@ def _floors(kind: Kind, dtype: torch.dtype, device: torch.device) -> Tensor:
     x = patterns.to(torch.int16).view(dtype)
     finite = x.isfinite()
     slope, _ = _derivatives(kind, torch.where(finite, x, 0).double())
-    side = sidebits.unpack(_packed(kind, x), x.numel())
-    key = (function(kind)(x).view(torch.int16).int() & 0xFFFF) * 2 + side.int()
-    _, group = torch.unique(torch.where(finite, key, -1), return_inverse=True)
-    low, high = (torch.zeros(int(group.max()) + 1, dtype=torch.float64).scatter_reduce(
-        0, group, slope, how, include_self=False) for how in ("amin", "amax"))  # fmt: skip
-    half = ((high - low) / 2)[group]
+    cell = (function(kind)(x).view(torch.int16).int() & 0xFFFF) * 2 + _side(kind, x)
+    half = _half_widths(cell[finite], slope[finite], 2 * x.numel())[cell]
     return torch.where(finite, half, 0).float().to(device)
+
+
+@cache
+def _around_turning_point(kind: Kind, device: torch.device) -> tuple[int, Tensor]:
+    """The floor of float32 outputs around the turning value: the first one's ordinal, and (2, 2 NEAR + 1) by side."""
+    decoder = load(kind)
+    at, value = float(decoder.turning_x), float(decoder.turning_y)
+    _, bend = _derivatives(kind, torch.tensor([at], dtype=torch.float64))
+    # Twice as far up the parabola as is counted: no forward errs by `NEAR` ulp.
+    reach = (4 * NEAR * FLOAT32.ulp(value) / float(bend)) ** 0.5
+    left, right = FLOAT32.ordinal(at - reach), FLOAT32.ordinal(at + reach)
+    x = FLOAT32.tensor(left, right - left).to(device)
+    slope, _ = _derivatives(kind, x.double())
+    first, count = FLOAT32.ordinal(value) - NEAR, 2 * NEAR + 1
+    code = FLOAT32.ordinals(function(kind)(x)) - first
+    near = (code >= 0) & (code < count)
+    cell = _side(kind, x) * count + code
+    return first, _half_widths(cell[near], slope[near], 2 * count).float().view(2, count)
+
+
+def _half_widths(cell: Tensor, slope: Tensor, count: int) -> Tensor:
+    """Half the width of the slopes (n,) in each of `count` cells; 0 in those without any."""
+    none = torch.full((count,), torch.inf, dtype=slope.dtype, device=slope.device)
+    low, high = none.scatter_reduce(0, cell, slope, "amin"), (-none).scatter_reduce(0, cell, slope, "amax")
+    return torch.where(low <= high, (high - low) / 2, 0)
+
+
+def _side(kind: Kind, x: Tensor) -> Tensor:
+    """Whether x lies right of the turning point, as the layer says, int64."""
+    return (x.float() > float(load(kind).threshold(np.float32))).long()
 
 
 def _derivatives(kind: Kind, x: Tensor) -> tuple[Tensor, Tensor]:
