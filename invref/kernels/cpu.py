@@ -23,7 +23,7 @@ from invref.kernels.codes import Lowest
 from invref.kernels.compiled import compiled
 from invref.kernels.runs import SERIAL_LIGHT, in_runs
 from invref.kernels.sidebits import BITS, BLOCK, LANES, size
-from invref.kernels.vectors import BYTE, DOUBLE, ENTRIES, FLOAT, HALF, INT, WORD, Row, Vector, spread
+from invref.kernels.vectors import BYTE, DOUBLE, FLOAT, HALF, INT, WORD, Row, Vector, size_of, spread, tables
 from invref.kernels.vectors import LANES as STEP
 
 QUIET, HIGHEST = 0x7FC0, 0x7F800000
@@ -116,7 +116,7 @@ def _cells_step(typing: Any, dy: Any, y: Any, packed: Any, cells: Any, dx: Any, 
     def generate(context: Any, builder: Any, signature: Any, values: Any) -> Any:
         dys, ys, bits, table, out = _rows(context, builder, signature, values, 5)
         at, byte_at, mask = values[5], values[6], spread(builder, builder.trunc(values[7], BYTE))
-        numbers = (table.spread(ENTRIES * (DEGREE + 1) + i) for i in range(SCALARS))
+        numbers = (table.spread(SIZE + i) for i in range(SCALARS))
         high, low, cut, base, slope, split, end, right_scale, left_scale, tail_scale = numbers
         v = ys.load(at)
         right = (bits.load(byte_at) & mask).above(0)
@@ -130,9 +130,9 @@ def _cells_step(typing: Any, dy: Any, y: Any, packed: Any, cells: Any, dx: Any, 
         place = u.times_plus(scale, right.choose(0.0, from_side))
         cell = place.truncated()
         z = place - cell.as_float()
-        g = table.look_up(ENTRIES * DEGREE, cell)
-        for power in range(DEGREE - 1, -1, -1):
-            g = g.times_plus(z, table.look_up(ENTRIES * power, cell))
+        *coefficients, g = table.look_up(DEGREE + 1, cell)
+        for coefficient in reversed(coefficients):
+            g = g.times_plus(z, coefficient)
         out.store(at, dys.load(at) * (g * tail.choose(v, 1.0)))
         return context.get_dummy_value()
 
@@ -140,7 +140,7 @@ def _cells_step(typing: Any, dy: Any, y: Any, packed: Any, cells: Any, dx: Any, 
 
 
 _FROM_LEFT, _FROM_TAIL = CELLS_RIGHT + 1, CELLS_RIGHT + 1 + CELLS_LEFT
-SCALARS = 10
+SIZE, SCALARS = size_of(DEGREE + 1), 10
 """Numbers that follow the table of coefficients: y* in two parts, the clamp, the split, `end_t` and the scales."""
 
 
@@ -329,7 +329,7 @@ def pack(threshold: float, x: Tensor) -> Tensor:
 def _constants(decoder: Decoder) -> Any:
     clamp, (high, low), cells = decoder.clamps["float32"], decoder.turning_value(np.float32), decoder.cells
     scalars = (high, low, clamp.cut, clamp.base, clamp.slope, cells.split, decoder.end_t, *cells.scales)
-    return np.concatenate([np.array(cells.rows, dtype=np.float32).T.reshape(-1), np.array(scalars, dtype=np.float32)])
+    return np.concatenate([tables(np.array(cells.rows, dtype=np.float32).T), np.array(scalars, dtype=np.float32)])
 
 
 def by_cells(decoder: Decoder, dy: Tensor, y: Tensor, packed: Tensor, lowest: Lowest | None = None) -> Tensor:

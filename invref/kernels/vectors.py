@@ -3,20 +3,24 @@
 Numba alone leaves vectors to LLVM's loop vectoriser, which neither finds table look-ups nor uses 512-bit registers.
 Here a kernel's inner step is spelled out on 16 lanes, with every operation an IEEE one and every fused multiply-add
 explicit: the same bits on every processor, for every element at every position. Where the processor has AVX-512, tables
-of 32 floats are looked up in registers, elsewhere lane by lane. Must not know decoders.
+of 32 floats are looked up in registers, elsewhere an entry of all tables is loaded at once. Must not know decoders.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 from llvmlite import ir
 from numba.core import cgutils
 from numba.np.arrayobj import make_array
+from numpy.typing import NDArray
 
 LANES = 16
 ENTRIES = 32
 """Entries of a table for `look_up`: two vectors."""
+ROW_BITS = 3
+"""Where tables lie entry by entry, an entry takes 8 floats, whatever the number of tables."""
 
 BIT, BYTE, WORD, INT, LONG = (ir.IntType(bits) for bits in (1, 8, 16, 32, 64))
 HALF, FLOAT, DOUBLE = ir.HalfType(), ir.FloatType(), ir.DoubleType()
@@ -180,13 +184,60 @@ class Row:
             result = builder.insert_element(result, loaded, number)
         return Vector(builder, result)
 
-    def look_up(self, first: int, indices: Vector) -> Vector:
-        """Entries of a table of 32 floats that begins at `first`, at the lowest five bits of 16 indices."""
-        if not self._wide:
-            return self.gather((indices & (ENTRIES - 1)) + first)
+    def look_up(self, count: int, indices: Vector) -> list[Vector]:
+        """Entries of `count` tables, as `tables` lays them out, at the lowest five bits of 16 indices."""
+        if self._wide:
+            return [self._permuted(ENTRIES * table, indices) for table in range(count)]
+        places = ((indices & (ENTRIES - 1)) << ROW_BITS).value
+        halves = [self._columns(count, places, lanes) for lanes in (range(8), range(8, LANES))]
+        join = ir.Constant(_vector(INT), list(range(LANES)))
+        return [Vector(self.builder, self.builder.shuffle_vector(*both, join)) for both in zip(*halves, strict=True)]
+
+    def _permuted(self, first: int, indices: Vector) -> Vector:
+        """Entries of the table of 32 floats that begins at `first`."""
         low, high = (self.load(ir.Constant(LONG, first + half), constant=True).value for half in (0, LANES))
         name = "llvm.x86.avx512.vpermi2var.ps.512"
         return Vector(self.builder, _called(self.builder, name, _vector(FLOAT), [low, indices.value, high]))
+
+    def _columns(self, count: int, places: Any, lanes: range) -> list[Any]:
+        """For each of `count` tables 8 entries, read as rows of 4 floats and transposed in registers."""
+        builder, found = self.builder, []
+        kind = ir.VectorType(FLOAT, 4).as_pointer()
+
+        def row(lane: int, first: int) -> Any:
+            place = builder.zext(builder.extract_element(places, ir.Constant(INT, lane)), LONG)
+            at = builder.gep(
+                self._data, [builder.add(place, ir.Constant(LONG, count * ENTRIES + first))], inbounds=True
+            )
+            loaded = builder.load(builder.bitcast(at, kind))
+            loaded.align = FLOAT_BYTES
+            loaded.set_metadata("invariant.load", builder.module.add_metadata([]))
+            return loaded
+
+        def shuffled(a: Any, b: Any, *order: int) -> Any:
+            return builder.shuffle_vector(a, b, ir.Constant(ir.VectorType(INT, len(order)), order))
+
+        for first in range(0, count, 4):
+            # Rows of lanes i and i + 4 side by side, as instructions work on halves of 128 bits.
+            rows = [shuffled(row(lanes[i], first), row(lanes[i + 4], first), *range(8)) for i in range(4)]
+            for low in (True, False)[: -(-(count - first) // 2)]:
+                order = (0, 8, 1, 9, 4, 12, 5, 13) if low else (2, 10, 3, 11, 6, 14, 7, 15)
+                pairs = [shuffled(rows[i], rows[i + 1], *order) for i in (0, 2)]
+                found.append(shuffled(*pairs, 0, 1, 8, 9, 4, 5, 12, 13))
+                found.append(shuffled(*pairs, 2, 3, 10, 11, 6, 7, 14, 15))
+        return found[:count]
+
+
+def size_of(count: int) -> int:
+    """How many floats `tables` makes of so many."""
+    return ENTRIES * (count + (1 << ROW_BITS))
+
+
+def tables(columns: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Tables of 32 entries, (count, 32), count up to 8, for `Row.look_up`: one after another, then entry by entry."""
+    rows = np.zeros((ENTRIES, 1 << ROW_BITS), np.float32)
+    rows[:, : len(columns)] = columns.T
+    return np.concatenate([columns.reshape(-1), rows.reshape(-1)])
 
 
 def _called(builder: Any, name: str, result: Any, values: list[Any]) -> Any:
