@@ -136,7 +136,7 @@ def test_the_twins_noise_is_as_large_as_the_error_floor_that_a_verification_foun
         found = arms.floor(kind, x)
         # The table holds float32 numbers. Torch's kernels for other processors round some outputs otherwise.
         same = record.forward.endswith(torch.backends.cpu.get_cpu_capability())
-        assert float(found.max()) == pytest.approx(record.error_floor, rel=2.0**-23 if same else 0.1)
+        assert float(found.max()) == pytest.approx(record.error_floor, rel=2.0**-23 if same else 0.5)
     # Counted where outputs are near the turning value, expanded elsewhere: at the seam both are of one size.
     y = arms.function(kind)(x)
     distance = (fmt.ordinals(y) - fmt.ordinal(float(load(kind).turning_y))).abs()
