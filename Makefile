@@ -72,11 +72,14 @@ lint: .venv/stamp
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+# One process a core, at most four; all tests of a file in one of them. Threads that wait must not spin where others work.
+PYTEST = OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
+
 test: lint
-	$(BIN)/python -m pytest
+	$(PYTEST)
 
 test-all: lint
-	$(BIN)/python -m pytest -m "slow or not slow"
+	$(PYTEST) -m "slow or not slow"
 
 venv: .venv/stamp
 
