@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import cache
 from typing import Any, Literal
 
 import numpy as np
@@ -148,6 +149,7 @@ def seeds_needed(mean: float, spread: float, allowed: float) -> int | None:
     return None
 
 
+@cache
 def quantile(share: float, freedom: int) -> float:
     """Student's t."""
     return float(students().ppf(share, freedom))
