@@ -171,4 +171,4 @@ CHECKS = {
 
 if __name__ == "__main__":
     with processes():
-        tell(**CHECKS[sys.argv[1]]())
+        tell(**{name: CHECKS[name]() for name in sys.argv[1:]})

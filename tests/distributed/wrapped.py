@@ -187,6 +187,5 @@ CHECKS = (ddp, accumulation, fsdp, fsdp_mixed, checkpointing)
 
 if __name__ == "__main__":
     with processes() as number:
-        for check in CHECKS:
-            if check.__name__ == sys.argv[1]:
-                tell(**{model: check(model, number) for model in MODELS})
+        chosen = [check for check in CHECKS if check.__name__ in sys.argv[1:]]
+        tell(**{check.__name__: {model: check(model, number) for model in MODELS} for check in chosen})
