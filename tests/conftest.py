@@ -44,6 +44,6 @@ def records():
     and the floor is 1.68e-4 in place of 1.04e-4.
     """
     widest = torch.backends.cpu.get_cpu_capability() == "AVX512"
-    files = ["gradient.json", *([] if widest else ["gradient-avx2.json"])]
+    files = ["gradient.json", *([] if widest else ["avx2/gradient.json"])]
     found = [record for file in files for record in document.read(REPORTS / file)]
     return {(record.activation, record.dtype): record for record in found if record.device == "cpu"}
