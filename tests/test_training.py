@@ -12,8 +12,17 @@ from conftest import records
 from invref.decoders import load
 from invref.errors import InputError
 from invref.formats import FORMATS
+from invref.kernels import codes as codes_of
+from verify import (
+    floor,
+    training_command,
+    training_data,
+    training_findings,
+    training_record,
+    training_run,
+    training_stats,
+)
 from verify import training_arms as arms
-from verify import training_command, training_data, training_findings, training_record, training_run, training_stats
 from verify.cli import main
 from verify.training_models import SHAPES, build
 from verify.training_record import Run, Seed, Step
@@ -127,21 +136,40 @@ def test_every_arm_has_natives_forward_and_only_native_its_gradient(kind, dtype)
         assert torch.equal(found, slope) == (arm == arms.NATIVE), arm
 
 
+def around_turning_point(kind, fmt, width):
+    """Inputs around the turning point, their (y, s) as one number, f', and how many ulp y is from the turning value."""
+    decoder = load(kind)
+    x = fmt.tensor(fmt.ordinal(float(decoder.turning_x)) - width, 2 * width)
+    code = fmt.ordinals(arms.function(kind)(x))
+    slope, _ = arms._derivatives(kind, x.double())
+    distance = (code - fmt.ordinal(float(decoder.turning_y))).abs().numpy()
+    return x, (2 * code + (slope > 0)).numpy(), slope.numpy(), distance
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
 @pytest.mark.parametrize("kind", ["gelu", "gelu_tanh", "silu"])
-def test_the_twins_noise_is_as_large_as_the_error_floor_that_a_verification_found_over_all_inputs(kind):
-    turning = float(load(kind).turning_x)
-    for dtype, width in (("bfloat16", 1 << 6), ("float32", 1 << 16)):
-        fmt, record = FORMATS[dtype], records()[kind, dtype]
-        x = fmt.tensor(fmt.ordinal(turning) - width, 2 * width)
-        found = arms.floor(kind, x)
-        # The table holds float32 numbers. Torch's kernels for other processors round some outputs otherwise.
-        same = record.forward.endswith(torch.backends.cpu.get_cpu_capability())
-        assert float(found.max()) == pytest.approx(record.error_floor, rel=2.0**-23 if same else 0.5)
-    # Counted where outputs are near the turning value, expanded elsewhere: at the seam both are of one size.
-    y = arms.function(kind)(x)
-    distance = (fmt.ordinals(y) - fmt.ordinal(float(load(kind).turning_y))).abs()
-    inside, outside = (found[distance == arms.NEAR + step] for step in (0, 1))
-    assert 0.5 * float(outside.max()) < float(inside.max()) < 8 * float(outside.max())
+def test_the_twins_noise_is_as_large_as_the_error_floor(kind, dtype):
+    fmt, record = FORMATS[dtype], records()[kind, dtype]
+    x, codes, slopes, _ = around_turning_point(kind, fmt, 1 << (6 if dtype == "bfloat16" else 16))
+    largest = float(arms.floor(kind, x).max())
+    # The twin's numbers are float32.
+    assert largest == pytest.approx(floor.exact(codes, slopes), rel=2.0**-23)
+    if record.forward.endswith(torch.backends.cpu.get_cpu_capability()):
+        assert largest == pytest.approx(record.error_floor, rel=2.0**-23)
+
+
+@pytest.mark.parametrize("kind", ["gelu", "gelu_tanh", "silu"])
+def test_where_the_float32_floor_is_expanded_it_is_that_of_outputs_rounded_correctly(kind):
+    x, codes, slopes, distance = around_turning_point(kind, FORMATS["float32"], 1 << 17)
+    expanded = (distance > arms.NEAR) & (distance <= 2 * arms.NEAR)
+    found, counted = float(arms.floor(kind, x)[expanded].max()), floor.exact(codes[expanded], slopes[expanded])
+    # Counted among inputs that are an ulp of x apart, a range loses up to one of these at either end.
+    _, bend = arms._derivatives(kind, x[expanded].double())
+    assert found <= counted + float(bend.max()) * FORMATS["float32"].ulp(float(x[0]))
+    # Rounding gives an output d ulp up a width of 1 / (2 sqrt(d)); a forward off by e, sqrt(d + e) - sqrt(d - e).
+    turning = tuple(float(v) for v in (load(kind).turning_x, load(kind).turning_y))
+    e, d = codes_of.astray(arms.function(kind), *turning), arms.NEAR + 1
+    assert counted <= 2 * math.sqrt(d) * (math.sqrt(d + e) - math.sqrt(d - e)) * found
 
 
 def test_noise_depends_on_the_seed_alone():
