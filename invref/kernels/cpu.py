@@ -140,7 +140,9 @@ def _cells_step(typing: Any, dy: Any, y: Any, packed: Any, cells: Any, dx: Any, 
 
 
 _FROM_LEFT, _FROM_TAIL = CELLS_RIGHT + 1, CELLS_RIGHT + 1 + CELLS_LEFT
-SIZE, SCALARS = size_of(DEGREE + 1), 10
+SIZE = size_of(DEGREE + 1)
+"""Numbers in the table of coefficients."""
+SCALARS = 10
 """Numbers that follow the table of coefficients: y* in two parts, the clamp, the split, `end_t` and the scales."""
 
 
