@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 OPTIONAL = {
-    "flint": "python-flint", "matplotlib": "matplotlib", "mpmath": "mpmath", "numba": "numba", "rich": "rich",
-    "sympy": "sympy", "triton": "triton",
+    "flint": "python-flint", "llvmlite": "llvmlite", "matplotlib": "matplotlib", "mpmath": "mpmath", "numba": "numba",
+    "rich": "rich", "sympy": "sympy", "triton": "triton",
 }  # fmt: skip
 """Modules that some features need and others do not, and the packages that bring them."""
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import gc
-import hashlib
 import os
+import platform
+import re
 import subprocess
 import sys
 import threading
@@ -22,10 +23,8 @@ from numpy.polynomial import Polynomial
 
 from invref.decoders import CELLS_LEFT, CELLS_RIGHT, Decoder, load, nearest
 from invref.formats import FORMATS
-from invref.kernels import codes, cpu, naive, newton, sidebits
-from invref.kernels import compiled as compiled_module
+from invref.kernels import codes, cpu, cpu_kernels, machine, naive, newton, sidebits
 from invref.kernels import runs as runs_module
-from invref.kernels.compiled import compiled, sources
 
 FLOAT32 = FORMATS["float32"]
 NAMES = ("gelu", "gelu_tanh", "silu")
@@ -236,6 +235,40 @@ def test_thread_count_position_and_calling_thread_do_not_change_a_bit(name: str)
     assert all(torch.equal(result, expected) for result in results)
 
 
+def test_without_openmp_threads_of_its_own_give_the_same_bits(monkeypatch: pytest.MonkeyPatch) -> None:
+    x = torch.randn(400_000)
+    y, dy = torch.nn.functional.silu(x), torch.randn(400_000)
+    before = torch.get_num_threads()
+    handed: list[int] = []
+    hand_out = runs_module._hand_out
+    monkeypatch.setattr(runs_module, "_hand_out", lambda runs: (handed.append(len(runs)), hand_out(runs)))
+    try:
+        results = []
+        for openmp in (runs_module._openmp(), None):
+            monkeypatch.setattr(runs_module, "_openmp", lambda found=openmp: found)
+            for threads in (1, 3):
+                torch.set_num_threads(threads)
+                results.append(cpu.by_cells(load("silu"), dy, y, cpu.pack(-1.27, x)))
+    finally:
+        torch.set_num_threads(before)
+    assert handed[-2:] == [3, 3]
+    assert all(torch.equal(result, results[0]) for result in results)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="torch's OpenMP is GNU's on Linux alone")
+def test_machine_code_runs_on_the_threads_of_torch() -> None:
+    code = """
+import threading, torch
+from invref.decoders import load
+from invref.kernels import cpu
+torch.set_num_threads(2)
+x = torch.randn(400_000)
+cpu.by_cells(load("silu"), x, torch.nn.functional.silu(x), cpu.pack(-1.27, x))
+print(threading.active_count())
+"""
+    assert program(code) == "1"
+
+
 def test_a_forked_child_decodes_on_threads_of_its_own() -> None:
     # In the child torch itself must not run in parallel: its OpenMP does not survive a fork.
     code = """
@@ -277,21 +310,50 @@ def test_newton_in_float64_is_far_closer_to_the_truth_than_the_float32_decoder(n
         assert ((g - exact).abs() <= slack).all()
 
 
-def test_where_numba_finds_no_place_for_its_cache_it_compiles_all_the_same() -> None:
-    # A function that stands in no file has no place for a cache, like one in a read-only installation.
-    namespace: dict[str, object] = {}
-    exec("def double(x):\n    return x + x\n", namespace)
-    assert compiled()(namespace["double"])(21) == 42
+def test_machine_code_from_the_cache_is_that_of_these_sources_and_this_processor(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("INVREF_CACHE", str(tmp_path))
+    written: list[str] = []
+
+    def write(wide: bool, fmt: str) -> str:
+        written.append(fmt)
+        return cpu_kernels.pack(wide, fmt)
+
+    machine.made(write, "float32")
+    machine.made(write, "float32")
+    assert written == ["float32"]
+    machine.made(write, "float16")
+    assert written == ["float32", "float16"]
+    monkeypatch.setattr(machine, "sources", lambda: "others")
+    machine.made(write, "float32")
+    with monkeypatch.context() as patch:
+        patch.setattr(machine, "processor", lambda: ("x86-64", ""))
+        machine.made(write, "float32")
+    assert written[2:] == ["float32", "float32"]
+    for entry in tmp_path.glob("*.json"):
+        entry.write_text(entry.read_text()[:-20])
+    machine.made(write, "float32")
+    assert written[4:] == ["float32"]
 
 
-def test_cached_machine_code_belongs_to_all_the_sources_it_is_made_from() -> None:
-    stamps = [kernel._cache._cache_file._source_stamp for kernel in (cpu._pack, cpu._cells, cpu._by_table)]
-    assert all(stamp[1] == sources() for stamp in stamps)
-    folder = Path(compiled_module.__file__).parent
-    digest = hashlib.sha256()
-    for file in [*sorted(folder.glob("*.py")), folder.parent / "decoders.py", folder.parent / "bins.py"]:
-        digest.update(file.read_bytes())
-    assert sources() == digest.hexdigest()
+def test_the_sources_of_machine_code_are_all_that_kernels_import() -> None:
+    folder = Path(machine.__file__).parents[1]
+    wanted, found = ["kernels/cpu_kernels.py", "kernels/binned_kernels.py", "kernels/machine.py"], set()
+    while wanted:
+        name = wanted.pop()
+        if name not in found:
+            found.add(name)
+            text = (folder / name).read_text()
+            modules = re.findall(r"^from invref\.([.\w]+) import", text, re.M)
+            wanted += [f"{module.replace('.', '/')}.py" for module in modules]
+    # What keeps and what reports has no part in what the code is.
+    assert found - {"errors.py", "formats.py"} == set(machine.SOURCES)
+
+
+def test_where_there_is_no_place_for_a_cache_it_compiles_all_the_same(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    assert program(GRADIENTS, INVREF_CACHE=str(tmp_path / "file" / "below")) == program(GRADIENTS)
 
 
 def program(code: str, **environment: str) -> str:
@@ -312,18 +374,16 @@ for dtype in (torch.float16, torch.bfloat16, torch.float32):
 """
 
 
+PLAIN = """
+from invref.kernels import machine
+machine.processor = lambda: ("x86-64", "")
+machine.has = lambda feature: False
+"""
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="asks for the least of x86-64")
 def test_a_processor_without_wide_vectors_and_half_conversions_gives_the_same_bits(tmp_path: Path) -> None:
-    generic = {"NUMBA_CPU_NAME": "generic", "NUMBA_CPU_FEATURES": "", "NUMBA_CACHE_DIR": str(tmp_path)}
-    assert program(GRADIENTS, **generic) == program(GRADIENTS)
-
-
-def test_numba_told_not_to_compile_leaves_the_work_to_torch() -> None:
-    got = [float(v) for v in program(GRADIENTS, NUMBA_DISABLE_JIT="1").split()]
-    expected = [float(v) for v in program(GRADIENTS).split()]
-    # 16-bit tables are the same; in float32 both approximations differ by their bounds and rounding, 2^-20 an element,
-    # in sums of 1,001 elements and of their squares, which are below 1.1 each.
-    assert got[:4] == expected[:4]
-    assert got[4:] == pytest.approx(expected[4:], abs=1001 * 2.2 * 2.0**-20)
+    assert program(PLAIN + GRADIENTS, INVREF_CACHE=str(tmp_path)) == program(GRADIENTS)
 
 
 def test_backward_runs_while_the_interpreter_shuts_down() -> None:

@@ -1,11 +1,12 @@
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
 from invref import formats, formulas
-from verify import batches, sampling, scan, targets
+from verify import batches, compiled, sampling, scan, targets
 from verify.measure import arrays_of, frame_of, measure, tables_of
 from verify.oracle import FLOAT32, TAIL, TOLERANCE
 from verify.scan import BLOCK, NOWHERE, Tally
@@ -144,3 +145,16 @@ def test_hulls_enclose_outputs_and_slopes_of_each_block():
     slopes = ORACLE.derivative(arrays[0]).reshape(3, BLOCK)
     assert (y == np.stack([codes.min(axis=1), codes.max(axis=1)], axis=1)).all()
     assert (slope == np.stack([slopes.min(axis=1), slopes.max(axis=1)], axis=1)).all()
+
+
+def test_where_numba_finds_no_place_for_its_cache_it_compiles_all_the_same():
+    # A function that stands in no file has no place for a cache, like one in a read-only installation.
+    namespace = {}
+    exec("def double(x):\n    return x + x\n", namespace)
+    assert compiled.compiled()(namespace["double"])(21) == 42
+
+
+def test_cached_machine_code_belongs_to_all_the_sources_it_is_made_from():
+    assert scan.scan._cache._cache_file._source_stamp[1] == compiled.sources()
+    users = [path for path in Path(compiled.__file__).parent.glob("*.py") if "@compiled(" in path.read_text()]
+    assert {"compiled.py", *(path.name for path in users)} <= set(compiled.SOURCES)

@@ -14,7 +14,7 @@ from math import nan
 import numpy as np
 from numpy.typing import NDArray
 
-from invref.kernels.compiled import compiled
+from verify.compiled import compiled
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]

@@ -13,8 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from invref.errors import ProofError
-from invref.kernels.compiled import compiled
 from invref.taylor import Boxes
+from verify.compiled import compiled
 
 TOLERANCE = 1e-12
 """Proved bound asked of the boxes; what is measured against them is off by no more."""

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from invref.kernels.compiled import compiled
+from verify.compiled import compiled
 from verify.lookup import Table, evaluate
 from verify.oracle import TAIL
 

@@ -15,8 +15,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from invref.kernels.compiled import compiled
 from verify import batches, floor
+from verify.compiled import compiled
 from verify.measure import WINDOW, arrays_of, frame_of, measures_forward, side_of, tables_of
 from verify.oracle import FLOAT32, Oracle
 from verify.scan import BLOCK, Tally, tally_up

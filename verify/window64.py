@@ -22,9 +22,9 @@ from invref import formats
 from invref.engines import ARB, coefficients, precision, to_arb, variable
 from invref.errors import ProofError
 from invref.formulas import Formula
-from invref.kernels.compiled import compiled
 from invref.pieces import TurningPoint
 from verify import batches
+from verify.compiled import compiled
 from verify.ranges import cuts_of
 from verify.targets import Target
 

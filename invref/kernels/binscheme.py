@@ -37,21 +37,20 @@ class Binned:
 
     def pack(self, x: Tensor) -> Tensor | None:
         """The side codes of x, packed plane by plane."""
-        x = x.reshape(-1).contiguous()
         if self.bits and dispatch.fast(x):
             from invref.kernels import binned_cpu
 
             return binned_cpu.pack(self.edges, self.bits, x)
-        return packed(lambda part: binned.code_of(self.edges, part), self.bits, x)
+        return packed(lambda part: binned.code_of(self.edges, part), self.bits, x.reshape(-1).contiguous())
 
     def backward(self, dy: Tensor, y: Tensor | None, packed: Tensor | None) -> Tensor:
         """dy times the derivative."""
         assert y is not None
-        dy = dy.reshape(-1).contiguous()
         if dispatch.fast(y):
             from invref.kernels import binned_cpu
 
             return binned_cpu.backward(self.tables, dy, y, packed, self.bits)
+        dy = dy.reshape(-1).contiguous()
         dx = torch.empty_like(dy)
         for part, sides in parts(dy.numel(), packed, self.bits, dy.device):
             sides = torch.zeros_like(y[part], dtype=torch.uint8) if sides is None else sides

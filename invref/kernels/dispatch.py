@@ -1,6 +1,6 @@
 """Which kernel serves a tensor, the only place that knows there are several.
 
-On the CPU the compiled kernels of `cpu`, where Numba is there; on a GPU those of `gpu`, where Triton is; Newton's
+On the CPU the compiled kernels of `cpu`, where llvmlite is there; on a GPU those of `gpu`, where Triton is; Newton's
 method for float64; elsewhere the naive algorithm and plain table look-ups, on the CPU in cache-sized chunks. Guarantees
 that side codes are read in the layout in which the same kind of tensor packed them.
 """
@@ -26,16 +26,13 @@ CHUNK = 128 * sidebits.BLOCK
 
 @cache
 def compiled() -> Any:
-    """The module of compiled CPU kernels; None, and once a warning, where Numba is missing or told not to compile."""
+    """The module of compiled CPU kernels; None, and once a warning, where llvmlite is missing."""
     try:
         from invref.kernels import cpu
-
-        if cpu.disabled():
-            return None
     except ImportError:
         warnings.warn(
-            "Numba is not importable: invref decodes with plain torch operations, which is several times slower "
-            "(pip install numba)",
+            "llvmlite is not importable: invref decodes with plain torch operations, which is several times slower "
+            "(pip install llvmlite)",
             RuntimeWarning,
             stacklevel=2,
         )

@@ -1,32 +1,38 @@
-"""Runs of a CPU kernel over blocks of elements, on as many threads as torch uses: threads that wait for work.
+"""Runs of a CPU kernel over blocks of elements, on as many threads as torch uses.
 
-Guarantees that an error of any run is the caller's, that what a run works on lives until it ends, that a forked child
-has threads of its own, and that without any, as when the interpreter shuts down, the work is done all the same. Must
-not know what kernels do.
+They are the very threads of torch, those of its OpenMP, which are awake after torch's own operations and would be in
+the way of others; without OpenMP, and in a forked child, where it does not work, threads of this module that wait for
+work. Guarantees that an error of any run is the caller's, that what a run works on lives until it ends, that a forked
+child has threads of its own, and that without any, as when the interpreter shuts down, the work is done all the same.
+Must not know what kernels do.
 """
 
 from __future__ import annotations
 
+import ctypes
 import os
 import threading
+from array import array
 from collections.abc import Callable
-from functools import partial
-from itertools import pairwise
+from functools import cache, partial
 from queue import SimpleQueue
 from typing import Any
 
 import torch
-from torch import Tensor
 
+from invref.kernels.machine import Code
 from invref.kernels.sidebits import BLOCK
 
-SERIAL, SERIAL_LIGHT = 1 << 15, 1 << 18
-"""Arrays up to this length, of quick kernels to the second, run in the calling thread: handing out costs 20 µs."""
+SERIAL = 1 << 15
+"""Arrays up to this length run in the calling thread, as torch has it, too."""
+Held = tuple[object, ...]
+"""What arguments have the addresses of, so that it lives as long as any thread is at work."""
 Job = tuple[Callable[[], None], threading.Lock, list[BaseException]]
 """What to run, a lock to release afterwards, and where errors go."""
 
 _jobs: SimpleQueue[Job] = SimpleQueue()
 _crew: list[threading.Thread] = []
+_forked = False
 
 
 def _work(jobs: SimpleQueue[Job]) -> None:
@@ -44,8 +50,8 @@ def _work(jobs: SimpleQueue[Job]) -> None:
 
 def _forget() -> None:
     """A child process has none of its parent's threads."""
-    global _jobs
-    _jobs = SimpleQueue()
+    global _jobs, _forked
+    _jobs, _forked = SimpleQueue(), True
     _crew.clear()
 
 
@@ -83,21 +89,31 @@ def _hand_out(runs: list[Callable[[], None]]) -> None:
         raise errors[0]
 
 
-def in_runs(
-    kernel: Callable[..., None], fixed: tuple[Any, ...], n: int, held: tuple[Tensor, ...] = (), serial: int = SERIAL
-) -> None:
-    """Calls kernel(*fixed, first, stop) for blocks that cover n elements, on as many threads as torch uses.
+@cache
+def _openmp() -> tuple[Any, int, int] | None:
+    """OpenMP's parallel region, and where functions are that tell a thread its number and theirs: those of torch."""
+    try:
+        library = ctypes.CDLL(torch._C.__file__)
+        region, whom = library.GOMP_parallel, (library.omp_get_thread_num, library.omp_get_num_threads)
+    except (OSError, AttributeError):
+        return None
+    region.argtypes, region.restype = (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint), None
+    own, count = (ctypes.cast(function, ctypes.c_void_p).value or 0 for function in whom)
+    return region, own, count
 
-    held: tensors of which `fixed` has no more than addresses; they live as long as any thread is at work. serial: up to
-    how many elements one thread is quicker.
-    """
-    blocks = -(-n // BLOCK)
-    if n <= serial or (threads := min(torch.get_num_threads(), blocks)) == 1:
-        kernel(*fixed, 0, blocks)
-        return
 
-    def run(first: int, stop: int, _held: tuple[Tensor, ...] = held) -> None:
-        kernel(*fixed, first, stop)
+def run(code: Code, arguments: tuple[int, ...], n: int, held: Held) -> None:
+    """Runs machine code over n elements: its arguments are which run it is of how many, whom to ask if 0, and these."""
+    if n <= SERIAL or (threads := min(torch.get_num_threads(), -(-n // BLOCK))) == 1:
+        _one_of(code, (0, 1, 0, 0, *arguments), held)
+    elif not _forked and (openmp := _openmp()):
+        region, own, count = openmp
+        words = array("q", (0, 0, own, count, *arguments))
+        region(code, words.buffer_info()[0], threads, 0)
+    else:
+        _hand_out([partial(_one_of, code, (i, threads, 0, 0, *arguments), held) for i in range(threads)])
 
-    cuts = [blocks * i // threads for i in range(threads + 1)]
-    _hand_out([partial(run, a, b) for a, b in pairwise(cuts)])
+
+def _one_of(code: Code, arguments: tuple[int, ...], held: Held) -> None:
+    words = array("q", arguments)
+    code(words.buffer_info()[0])

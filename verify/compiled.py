@@ -14,8 +14,8 @@ from typing import Any
 
 import numba
 
-SOURCES = ("kernels", "decoders.py", "bins.py")
-"""What compiled code is made from: files of the package, and all those of a folder."""
+SOURCES = ("compiled.py", "floor.py", "lookup.py", "oracle.py", "scan.py", "sweep32.py", "window64.py")
+"""What compiled code is made from: these modules and the constants that they take from each other."""
 
 
 @cache
@@ -23,11 +23,7 @@ def sources() -> str:
     """A hash of the files that compiled code depends on."""
     digest = hashlib.sha256()
     for name in SOURCES:
-        place = resources.files("invref") / name
-        files = sorted(place.iterdir(), key=lambda f: f.name) if place.is_dir() else [place]
-        for file in files:
-            if file.name.endswith(".py"):
-                digest.update(file.read_bytes())
+        digest.update((resources.files("verify") / name).read_bytes())
     return digest.hexdigest()
 
 
