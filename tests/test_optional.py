@@ -55,8 +55,8 @@ print(json.dumps({"worst": worst, "said": [str(w.message) for w in said]}))
 BOUNDS = {" ".join(key): 1.05 * record.worst_error + record.native_error for key, record in records().items()}
 """What a layer's gradient may differ from torch's own: both errors, as measured over all inputs, breaks aside.
 
-Without compiled kernels float32 has the rational functions instead of the polynomials: as good within 2^-20, a twentieth
-of it.
+Without compiled kernels float32 has the rational functions instead of the polynomials: as good within 2^-20, a
+twentieth of it.
 """
 
 
