@@ -72,47 +72,92 @@ def inverted(x: Tensor, forward: Forward, layer: Layer, inplace: bool = False) -
 
     Shape: any. Without a gradient to compute it is the bare forward.
     """
-    if not wants_gradient(x):
-        return forward(x)
+    return tracked(x, forward, layer, inplace) if wants_gradient(x) else forward(x)
+
+
+def tracked(x: Tensor, forward: Forward, layer: Layer, inplace: bool = False) -> Tensor:
+    """`inverted` of an x that wants its gradient."""
     y: Tensor
-    if transformed() or (inplace and x._is_view()):
-        # Autograd has no function of several outputs that writes into a view, nor one that writes under a transform.
-        y = _Inverted.apply(x, layer.forward, layer, False)[0]  # type: ignore[no-untyped-call]
+    if transformed():
+        # Autograd has no function that writes under a transform.
+        y = _Transformed.apply(x, layer.forward, layer)[0]  # type: ignore[no-untyped-call]
         return x.copy_(y) if inplace else y
+    if inplace and x._is_view():
+        # Autograd has no function of several outputs that writes into a view.
+        return x.copy_(_apply(x, layer.forward, layer, False)[0])  # type: ignore[no-untyped-call]
     y = _apply(x, forward, layer, inplace)[0]  # type: ignore[no-untyped-call]
     return y
 
 
 class _Inverted(Function):
-    """x -> y, the packed side codes, and y once more.
+    """x -> y, and y once more.
 
-    The third output is what is kept: y's own memory, but to autograd it is x, so that what a second derivative owes to
+    The second output is what is kept: y's own memory, but to autograd it is x, so that what a second derivative owes to
     x reaches it whole. By way of y that would be f''/f' times f', which is 0/0 at a turning point.
     """
 
     @staticmethod
-    def forward(x: Tensor, forward: Forward, layer: Layer, inplace: bool) -> tuple[Tensor, Tensor | None, Tensor]:
+    def forward(ctx: Any, x: Tensor, forward: Forward, layer: Layer, inplace: bool) -> tuple[Tensor, Tensor]:
         if inplace:
             # Moves no data, and raises what autograd has against writing into x before anything is written.
             with torch.enable_grad():
                 x.copy_(x)
-            packed = layer.scheme(x.dtype, x.device).pack(ordered(x, memory_order(x)))
+            order = memory_order(x)
+            scheme = layer.scheme(x.dtype, x.device)
+            packed = scheme.pack(ordered(x, order))
             y = forward(x)
-        elif x.is_cuda and not _promoted(x, layer) and (both := _fused(x, layer)) is not None:
-            y, packed = both
+            ctx.mark_dirty(x)
         else:
-            y = forward(x)
-            # Under autocast the forward may return another dtype than it was given.
-            source = x if y.dtype == x.dtype else x.to(y.dtype)
-            packed = layer.scheme(y.dtype, y.device).pack(ordered(source, memory_order(y)))
+            y, packed, order, scheme = _computed(x, forward, layer)
+        kept = y.detach()
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(kept if scheme.keeps_output else None, packed)
+        ctx.rest = layer, order
+        return y, kept
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor | None, through: Tensor | None) -> tuple[Tensor | None, ...]:
+        return _gradient(ctx, dy, through), None, None, None
+
+
+def _computed(x: Tensor, forward: Forward, layer: Layer) -> tuple[Tensor, Tensor | None, list[int], Scheme]:
+    """The output, the packed side codes, their order of axes and the scheme."""
+    if x.is_cuda and not _promoted(x, layer) and (both := _fused(x, layer)) is not None:
+        return *both, memory_order(x), layer.scheme(x.dtype, x.device)
+    y = forward(x)
+    # Under autocast the forward may return another dtype than it was given.
+    source = x if y.dtype == x.dtype else x.to(y.dtype)
+    scheme = layer.scheme(y.dtype, y.device)
+    if source.is_contiguous() and y.is_contiguous() and not source.is_neg():
+        return y, scheme.pack(source), _PLAIN[: y.dim()], scheme
+    order = memory_order(y)
+    return y, scheme.pack(ordered(source, order)), order, scheme
+
+
+def _gradient(ctx: Any, dy: Tensor | None, through: Tensor | None) -> Tensor | None:
+    """What x owes to the output and to what is kept."""
+    if dy is None:
+        return through
+    dx: Tensor
+    if torch.is_grad_enabled() or transformed():
+        dx = _Decode.apply(dy, *ctx.saved_tensors, *ctx.rest)  # type: ignore[no-untyped-call]
+    else:
+        dx = decode(dy, *ctx.saved_tensors, *ctx.rest)
+    return dx if through is None else dx + through
+
+
+class _Transformed(Function):
+    """x -> y, the packed side codes, and y once more: `_Inverted` under a transform, which wants to see them all."""
+
+    @staticmethod
+    def forward(x: Tensor, forward: Forward, layer: Layer) -> tuple[Tensor, Tensor | None, Tensor]:
+        y, packed, *_ = _computed(x, forward, layer)
         return y, packed, y.detach()
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Any, ...]) -> None:
-        x, _, layer, inplace = inputs
+        layer = inputs[2]
         _, packed, kept = output
-        if inplace:
-            ctx.mark_dirty(x)
         order = None
         if not _functorch_active():
             order = memory_order(kept)
@@ -122,14 +167,7 @@ class _Inverted(Function):
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor | None, _: None, through: Tensor | None) -> tuple[Tensor | None, ...]:
-        if dy is None:
-            return through, None, None, None
-        dx: Tensor
-        if torch.is_grad_enabled() or transformed():
-            dx = _Decode.apply(dy, *ctx.saved_tensors, *ctx.rest)  # type: ignore[no-untyped-call]
-        else:
-            dx = decode(dy, *ctx.saved_tensors, *ctx.rest)
-        return dx if through is None else dx + through, None, None, None
+        return _gradient(ctx, dy, through), None, None
 
     @staticmethod
     def jvp(ctx: Any, tangent: Tensor, *_: None) -> tuple[Tensor | None, ...]:
@@ -140,7 +178,7 @@ class _Inverted(Function):
     def vmap(info: Any, in_dims: tuple[int | None, ...], *args: Any) -> tuple[Any, ...]:
         # Pointwise: the batched tensor is one tensor, and its side codes are packed all together.
         at = in_dims[0]
-        return _Inverted.apply(*args), (at, None, at)  # type: ignore[no-untyped-call]
+        return _Transformed.apply(*args), (at, None, at)  # type: ignore[no-untyped-call]
 
 
 _apply = super(Function, _Inverted).apply
@@ -270,6 +308,8 @@ def decode(dy: Tensor, kept: Tensor | None, packed: Tensor | None, layer: Layer,
         return shaped(dy.new_empty(dy.numel()), dy.shape, order)
     scheme = layer.scheme(like.dtype, like.device)
     packed = _whole(dy, like, packed, scheme)
+    if dy.dim() == 1 and dy.is_contiguous() and like.is_contiguous() and not dy.is_neg() and not like.is_neg():
+        return scheme.backward(dy, kept, packed)
     decoded = scheme.backward(ordered(dy, order), flat(like, order) if scheme.keeps_output else None, packed)
     return decoded if dy.dim() == 1 else shaped(decoded, dy.shape, order)
 
@@ -277,7 +317,7 @@ def decode(dy: Tensor, kept: Tensor | None, packed: Tensor | None, layer: Layer,
 def _whole(dy: Tensor, like: Tensor, packed: Tensor | None, scheme: Scheme) -> Tensor | None:
     """The side codes, contiguous; InputError where what was kept is not what comes back, as hooks may have it."""
     count = -1 if packed is None else packed.numel()
-    if dy.shape != like.shape or dy.dtype != like.dtype or count != side_bytes(scheme, like):
+    if dy.shape != like.shape or dy.dtype is not like.dtype or count != side_bytes(scheme, like):
         raise InputError(
             f"backward got {dy.dtype} {tuple(dy.shape)}, an output {like.dtype} {tuple(like.shape)}, {count} bytes of "
             "side codes, which do not belong together: hooks on saved tensors must return what they were given"
@@ -286,7 +326,7 @@ def _whole(dy: Tensor, like: Tensor, packed: Tensor | None, scheme: Scheme) -> T
         return None
     if packed.dtype != torch.uint8:
         raise InputError(f"side codes came back as {packed.dtype}: hooks on saved tensors must leave uint8 as it is")
-    return packed.contiguous()
+    return packed if packed.is_contiguous() else packed.contiguous()
 
 
 def side_bytes(scheme: Scheme, like: Tensor) -> int:
@@ -314,7 +354,8 @@ def memory_order(x: Tensor) -> list[int]:
 
 def flat(x: Tensor, order: list[int]) -> Tensor:
     """x as a contiguous tensor of shape (n,), its axes in the given order."""
-    return ordered(x, order).reshape(-1).contiguous()
+    whole = ordered(x, order)
+    return whole if whole.dim() == 1 and whole.is_contiguous() else whole.reshape(-1).contiguous()
 
 
 def ordered(x: Tensor, order: list[int]) -> Tensor:

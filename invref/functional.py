@@ -28,7 +28,7 @@ from torch.nn import functional as own
 from torch.nn.functional import relu as relu
 
 from invref import layers, native, operators
-from invref.autograd import Forward, checked, inverted, wants_gradient
+from invref.autograd import Forward, checked, tracked, wants_gradient
 from invref.errors import FormulaError
 from invref.parametric import prelu as prelu
 from invref.parametric import xielu as xielu
@@ -46,7 +46,7 @@ def _apply(name: str, x: Tensor, forward: Forward, arguments: tuple[float, ...] 
         return operators.inverted(x, forward, name, arguments, inplace)
     if not wants_gradient(x):
         return forward(x)
-    return inverted(x, forward, layers.get(layers.key_of(name, arguments)), inplace)
+    return tracked(x, forward, layers.get(layers.key_of(name, arguments)), inplace)
 
 
 def _apply_locally(name: str, x: Tensor, forward: Forward, arguments: tuple[float, ...], inplace: bool) -> Tensor:

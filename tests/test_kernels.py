@@ -86,7 +86,7 @@ def spelled_out(decoder: Decoder, y: float, right: bool) -> float:
 @settings(deadline=None, max_examples=100)
 def test_side_bits_are_packed_as_the_readable_kernel_says(case: tuple[str, torch.Tensor]) -> None:
     name, x = case
-    assert torch.equal(cpu.pack(threshold(name), x), sidebits.pack(naive.side_of(load(name), x)))
+    assert torch.equal(cpu.packer(threshold(name), x.dtype)(x), sidebits.pack(naive.side_of(load(name), x)))
 
 
 @st.composite
@@ -121,11 +121,11 @@ def test_the_compiled_kernel_does_what_the_cells_say_bit_for_bit(
 ) -> None:
     decoder, y, right = case
     packed = sidebits.pack(torch.full_like(y, right, dtype=torch.bool))
-    g = cpu.by_cells(decoder, torch.ones_like(y), y, packed)
+    g = cpu.on_cells(decoder)(torch.ones_like(y), y, packed)
     for i in np.random.default_rng(seed).integers(0, len(y), 20):
         assert g[i].item() == spelled_out(decoder, y[i].item(), right)
     dy = torch.linspace(-2, 2, y.numel())
-    assert torch.equal(cpu.by_cells(decoder, dy, y, packed), dy * g)
+    assert torch.equal(cpu.on_cells(decoder)(dy, y, packed), dy * g)
 
 
 @given(outputs())
@@ -135,7 +135,7 @@ def test_cells_and_rational_functions_differ_by_their_bounds_and_rounding_alone(
 ) -> None:
     decoder, y, right = case
     side = torch.full_like(y, right, dtype=torch.bool)
-    got = cpu.by_cells(decoder, torch.ones_like(y), y, sidebits.pack(side))
+    got = cpu.on_cells(decoder)(torch.ones_like(y), y, sidebits.pack(side))
     readable = naive.derivative(decoder, y, side, "float32")
     certified = decoder.cells.bound + max(s.bound for s in (decoder.tail, decoder.turn, decoder.head))
     # A place below 32 is rounded to 2^-20 and inherits four roundings of u, 2^-22 of 32 at most: below 2^-16 in all,
@@ -170,15 +170,17 @@ def strided(n: int) -> st.SearchStrategy[torch.Tensor]:
 def test_strides_change_nothing(x: torch.Tensor, dtype: torch.dtype) -> None:
     x = x.to(dtype) if dtype != torch.float32 else x
     dense = x.contiguous().view(-1)
-    packed = cpu.pack(0.25, x)
+    packed = cpu.packer(0.25, x.dtype)(x)
     assert torch.equal(packed, sidebits.pack(dense > 0.25))
     if dtype == torch.float32:
         y = torch.nn.functional.silu(dense)
-        packed = cpu.pack(threshold("silu"), x)
-        assert torch.equal(cpu.by_cells(load("silu"), x, y, packed), cpu.by_cells(load("silu"), dense, y, packed))
+        packed = cpu.packer(threshold("silu"), x.dtype)(x)
+        assert torch.equal(cpu.on_cells(load("silu"))(x, y, packed), cpu.on_cells(load("silu"))(dense, y, packed))
     elif dtype != torch.float64:
         table = torch.randn(2, 1 << 16)
-        assert torch.equal(cpu.by_table(table, x, dense, packed, 1), codes.decode(table, dense, dense, dense > 0.25))
+        assert torch.equal(
+            cpu.on_codes(table, x.dtype, 1)(x, dense, packed), codes.decode(table, dense, dense, dense > 0.25)
+        )
 
 
 @given(
@@ -192,7 +194,7 @@ def test_tables_are_looked_up_as_the_readable_kernel_does(n: int, bits: int, see
     sides = torch.randint(0, 1 << bits, (n,), generator=generator, dtype=torch.uint8)
     table = torch.randn(1 << bits, 1 << 16, generator=generator)
     packed = sidebits.pack(sides, bits) if bits else None
-    got, expected = cpu.by_table(table, dy, y, packed, bits), codes.decode(table, dy, y, sides)
+    got, expected = cpu.on_codes(table, y.dtype, bits)(dy, y, packed), codes.decode(table, dy, y, sides)
     assert torch.equal(got.isnan(), expected.isnan())
     assert torch.equal(got.nan_to_num(0.0).view(torch.int16), expected.nan_to_num(0.0).view(torch.int16))
 
@@ -203,7 +205,7 @@ def test_every_bfloat16_product_is_rounded_to_nearest_even_once() -> None:
     y = torch.ones_like(dy)
     for g in (0.7, 1.0, -1.1, 2.0**-9, 1 / 3, 1.00390625):
         table = torch.full((1, 1 << 16), g)
-        got = cpu.by_table(table, dy, y, None, 0)
+        got = cpu.on_codes(table, y.dtype, 0)(dy, y, None)
         assert torch.equal(got.view(torch.int16), (dy.float() * torch.tensor(g)).bfloat16().view(torch.int16))
 
 
@@ -212,13 +214,13 @@ def test_thread_count_position_and_calling_thread_do_not_change_a_bit(name: str)
     decoder = load(name)
     x = torch.randn(300_001, generator=torch.Generator().manual_seed(1)) * 4
     y, dy = torch.nn.functional.silu(x), torch.ones_like(x)
-    expected = cpu.by_cells(decoder, dy, y, sidebits.pack(naive.side_of(decoder, x)))
+    expected = cpu.on_cells(decoder)(dy, y, sidebits.pack(naive.side_of(decoder, x)))
     before = torch.get_num_threads()
     results: list[torch.Tensor] = []
 
     def work(first: int = 0) -> None:
-        packed = cpu.pack(threshold(name), x[first:])
-        results.append(torch.cat([expected[:first], cpu.by_cells(decoder, dy[first:], y[first:], packed)]))
+        packed = cpu.packer(threshold(name), torch.float32)(x[first:])
+        results.append(torch.cat([expected[:first], cpu.on_cells(decoder)(dy[first:], y[first:], packed)]))
 
     try:
         for threads in (1, 2, 3):
@@ -248,7 +250,7 @@ def test_without_openmp_threads_of_its_own_give_the_same_bits(monkeypatch: pytes
             monkeypatch.setattr(runs_module, "_openmp", lambda found=openmp: found)
             for threads in (1, 3):
                 torch.set_num_threads(threads)
-                results.append(cpu.by_cells(load("silu"), dy, y, cpu.pack(-1.27, x)))
+                results.append(cpu.on_cells(load("silu"))(dy, y, cpu.packer(-1.27, torch.float32)(x)))
     finally:
         torch.set_num_threads(before)
     assert handed[-2:] == [3, 3]
@@ -263,7 +265,7 @@ from invref.decoders import load
 from invref.kernels import cpu
 torch.set_num_threads(2)
 x = torch.randn(400_000)
-cpu.by_cells(load("silu"), x, torch.nn.functional.silu(x), cpu.pack(-1.27, x))
+cpu.on_cells(load("silu"))(x, torch.nn.functional.silu(x), cpu.packer(-1.27, torch.float32)(x))
 print(threading.active_count())
 """
     assert program(code) == "1"
@@ -278,7 +280,7 @@ from invref.kernels import cpu
 torch.set_num_threads(2)
 x = torch.randn(400_000)
 y, dy = torch.nn.functional.silu(x), torch.ones_like(x)
-work = lambda: cpu.by_cells(load("silu"), dy, y, cpu.pack(-1.27, x)).numpy()
+work = lambda: cpu.on_cells(load("silu"))(dy, y, cpu.packer(-1.27, torch.float32)(x)).numpy()
 expected = work()
 pid = os.fork()
 if pid == 0:

@@ -19,18 +19,18 @@ def pack(wide: bool, bits: int) -> str:
     """Plane b: bit k of byte j of a block is bit b of how many edges lie below element 64 k + j."""
     f = Function(wide)
     x, planes = f.row(FIRST_OWN, FLOAT), f.row(FIRST_OWN + 1, BYTE)
-    edges, count = f.row(FIRST_OWN + 2, FLOAT), f.argument(FIRST_OWN + 3)
+    edges, edge_count = f.row(FIRST_OWN + 2, FLOAT), f.argument(FIRST_OWN + 3)
     plane = (f.argument(COUNT) + (BLOCK - 1)) // BLOCK * LANES
     codes = f.buffer(STEP, INT)
     origin = f.number(0)
 
-    def work(rows: list[Row], block: Value) -> None:
+    def work(rows: list[Row], block: Value, count: Value) -> None:
         with f.stepping(origin, f.number(LANES // STEP)) as group:
             totals: list[Value] = []
             for k in range(BITS):
                 v = rows[0].load(group * STEP + LANES * k)
                 codes.store(origin, f.number(0, INT).spread())
-                with f.stepping(origin, count) as i:
+                with f.stepping(origin, edge_count) as i:
                     above = v > edges.one(i).spread()
                     known = codes.load(origin)
                     codes.store(origin, known + above.choose(known.filled(1), 0))
@@ -49,12 +49,12 @@ def backward(wide: bool, bits: int, slots: int) -> str:
     f = Function(wide)
     dy, y, dx = (f.row(FIRST_OWN + i, FLOAT) for i in range(3))
     planes = f.row(FIRST_OWN + 3, BYTE)
-    begin, high, low, side, octaves, coefficients, first, count, at_, lowest = (
+    begin, high, low, side, octaves, coefficients, first, counts, at_, lowest = (
         f.row(FIRST_OWN + 4 + i, FLOAT) for i in range(10)
     )
     plane = (f.argument(COUNT) + (BLOCK - 1)) // BLOCK * LANES
 
-    def work(rows: list[Row], block: Value) -> None:
+    def work(rows: list[Row], block: Value, count: Value) -> None:
         dys, ys, out = rows
 
         def step(at: Value, byte: Value, bit: Value) -> None:
@@ -78,7 +78,7 @@ def backward(wide: bool, bits: int, slots: int) -> str:
             g = coefficients.gather(place + (TERMS - 1))
             for k in range(TERMS - 2, -1, -1):
                 g = g * z + coefficients.gather(place + k)
-            counted = count.gather(cell).reinterpreted(INT)
+            counted = counts.gather(cell).reinterpreted(INT)
             out.store(at, dys.load(at) * v.equals(v).choose(g, v))
             with f.whenever((counted > 0).any(), likely=False):
                 own = v.reinterpreted(INT)
@@ -89,7 +89,7 @@ def backward(wide: bool, bits: int, slots: int) -> str:
                     found = lowest.gather(inside.choose(at_.gather(cell).reinterpreted(INT) + index, 0))
                     out.store(at, inside.choose(dys.load(at) * found, out.load(at)))
 
-        over_groups(f, step)
+        over_groups(f, count, step)
 
     over_blocks(f, [dy, y], [dx], work)
     return f.finished()

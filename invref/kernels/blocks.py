@@ -18,6 +18,8 @@ from invref.kernels.vectors import LANES as STEP
 
 # The arguments of every kernel. Those of one run of several say which it is; where their number is 0, OpenMP is asked.
 RUN, RUNS, OWN_NUMBER, OWN_COUNT, COUNT, INNER, INNER_STRIDE, OUTER, SHAPE, STRIDES, FIRST_OWN = range(11)
+ALONE = (0, 1, 0, 0)
+"""The first of them where there is one run."""
 
 _PLAIN = {FLOAT: INT, DOUBLE: LONG, WORD: WORD, HALF: WORD}
 """As what elements are copied."""
@@ -26,13 +28,14 @@ _LOWEST = {FLOAT: float("-inf"), DOUBLE: float("-inf"), WORD: 0xFF80, HALF: floa
 
 
 def laid_out(x: Tensor) -> tuple[tuple[int, ...], Any]:
-    """How a tensor of some elements lies in memory, as kernels take it, and what must live as long as they run.
+    """The first arguments of a kernel for a tensor of some elements, and what must live as long as it runs.
 
-    Its elements, the length and the stride of its last axis, and of the others the number, the shape and the strides.
+    That it is one run, the elements, the length and the stride of the last axis, and the number, the shape and the
+    strides of the others.
     """
     n = x.numel()
     if x.is_contiguous():
-        return (n, n, 1, 0, 0, 0), None
+        return (0, 1, 0, 0, n, n, 1, 0, 0, 0), None
     axes: list[list[int]] = []
     for length, stride in zip(x.shape, x.stride(), strict=True):
         if length == 1:
@@ -43,11 +46,11 @@ def laid_out(x: Tensor) -> tuple[tuple[int, ...], Any]:
             axes.append([length, stride])
     shape, strides = array("q", [a[0] for a in axes[:-1]]), array("q", [a[1] for a in axes[:-1]])
     places = (shape.buffer_info()[0], strides.buffer_info()[0])
-    return (n, *axes[-1], len(axes) - 1, *places), (shape, strides)
+    return (*ALONE, n, *axes[-1], len(axes) - 1, *places), (shape, strides)
 
 
-Work = Callable[[list[Row], Value], None]
-"""(inputs and outputs of a block from its beginning on, its number) -> None."""
+Work = Callable[[list[Row], Value, Value], None]
+"""(inputs and outputs of a block from its beginning on, its number, its elements) -> None."""
 
 
 def over_blocks(f: Function, inputs: list[Row], outputs: list[Row], work: Work, padded: bool = False) -> None:
@@ -81,7 +84,7 @@ def over_blocks(f: Function, inputs: list[Row], outputs: list[Row], work: Work, 
             _gather(f, inputs[0], start, count, buffers[0])
             for row, buffer in zip(inputs[1:], buffers[1:], strict=False):
                 _copy(f, row, start, f.number(1), buffer, origin, count)
-        work([f.either(direct, row, start, buffer) for row, buffer in zip(rows, buffers, strict=True)], block)
+        work([f.either(direct, row, start, buffer) for row, buffer in zip(rows, buffers, strict=True)], block, count)
         with f.whenever(~direct, likely=False):
             for row, buffer in zip(outputs, buffers[len(inputs) :], strict=True):
                 _copy(f, buffer, origin, f.number(1), row, start, count)
@@ -118,9 +121,9 @@ def _gather(f: Function, x: Row, start: Value, count: Value, out: Row) -> None:
         _copy(f, x, at.one(origin), stride, out, done, length[0])
 
 
-def over_groups(f: Function, step: Callable[[Value, Value, Value], None]) -> None:
-    """Calls step(element, byte, bit) for each 16 elements of a block, whose bits are those of 16 bytes."""
-    with f.stepping(f.number(0), f.number(BLOCK // STEP)) as group:
+def over_groups(f: Function, count: Value, step: Callable[[Value, Value, Value], None]) -> None:
+    """Calls step(element, byte, bit) for each 16 of so many elements of a block, whose bits are those of 16 bytes."""
+    with f.stepping(f.number(0), (count + (STEP - 1)) // STEP) as group:
         per_bit = LANES // STEP
         bit = group // per_bit
         step(group * STEP, (group - bit * per_bit) * STEP, bit)

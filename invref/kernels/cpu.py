@@ -8,7 +8,8 @@ strides. The result of an element depends on nothing but its own inputs. Must no
 from __future__ import annotations
 
 import struct
-from functools import cache
+from collections.abc import Callable
+from functools import cache, partial
 from typing import Any
 
 import numpy as np
@@ -25,22 +26,7 @@ from invref.kernels.runs import run
 from invref.kernels.sidebits import size
 from invref.kernels.vectors import tables
 
-__all__ = ["by_cells", "by_table", "converts_halves", "pack"]
-
-
-@cache
-def _pack(dtype: torch.dtype) -> Code:
-    return made(cpu_kernels.pack, BY_DTYPE[dtype].name)
-
-
-@cache
-def _cells(near: bool) -> Code:
-    return made(cpu_kernels.cells, near)
-
-
-@cache
-def _table(dtype: torch.dtype, bits: int) -> Code:
-    return made(cpu_kernels.table, BY_DTYPE[dtype].name, bits)
+__all__ = ["converts_halves", "on_cells", "on_codes", "packer"]
 
 
 @cache
@@ -50,44 +36,62 @@ def _bits(number: float) -> int:
     return pattern
 
 
-def pack(threshold: float, x: Tensor) -> Tensor:
-    """Packed side bits, whether threshold < x < inf, of a tensor in row-major order of its axes; any strides.
-
-    threshold: a float32, of float64 tensors any float64.
-    """
-    n = x.numel()
-    packed = torch.empty(size(n), dtype=torch.uint8)
-    if n:
-        layout, held = laid_out(x)
-        run(_pack(x.dtype), (*layout, x.data_ptr(), packed.data_ptr(), _bits(threshold)), n, (x, packed, held))
-    return packed
+Pack = Callable[[Tensor], Tensor]
+Decode = Callable[[Tensor, Tensor, Tensor | None], Tensor]
+"""(dy, y, packed) -> dx; dy: any strides, y: dense, both in the order of `packed`."""
 
 
 @cache
-def _constants(decoder: Decoder) -> Any:
+def packer(threshold: float, dtype: torch.dtype) -> Pack:
+    """Packs whether threshold < x < inf, of tensors of a dtype in row-major order of their axes; any strides.
+
+    threshold: a float32, of float64 tensors any float64.
+    """
+    code, bits = made(cpu_kernels.pack, BY_DTYPE[dtype].name), _bits(threshold)
+
+    def pack(x: Tensor) -> Tensor:
+        n = x.numel()
+        packed = torch.empty(size(n), dtype=torch.uint8)
+        if n:
+            layout, held = laid_out(x)
+            run(code, (*layout, x.data_ptr(), packed.data_ptr(), bits), n, (x, packed, held))
+        return packed
+
+    return pack
+
+
+@cache
+def _constants(decoder: Decoder) -> tuple[int, Any]:
+    """Where the numbers of the kernel are, and what holds them."""
     clamp, (high, low), cells = decoder.clamps["float32"], decoder.turning_value(np.float32), decoder.cells
     scalars = (high, low, clamp.cut, clamp.base, clamp.slope, cells.split, decoder.end_t, *cells.scales)
-    return np.concatenate([tables(np.array(cells.rows, dtype=np.float32).T), np.array(scalars, dtype=np.float32)])
+    numbers = np.concatenate([tables(np.array(cells.rows, dtype=np.float32).T), np.array(scalars, dtype=np.float32)])
+    return numbers.ctypes.data, numbers
 
 
-def by_cells(decoder: Decoder, dy: Tensor, y: Tensor, packed: Tensor, lowest: Lowest | None = None) -> Tensor:
-    """dy * g(y, s) in float32; dy: any strides, y: flat and contiguous, both in the order of `packed`."""
+@cache
+def on_cells(decoder: Decoder, lowest: Lowest | None = None) -> Decode:
+    """Decodes float32: dy * g(y, s)."""
+    address, numbers = _constants(decoder)
+    near = (0, 0, 0) if lowest is None else (lowest.values.data_ptr(), lowest.values.shape[1], lowest.first)
+    return partial(_decode, made(cpu_kernels.cells, lowest is not None), (address, *near), (numbers, lowest))
+
+
+@cache
+def _on_codes(dtype: torch.dtype, bits: int) -> Code:
+    return made(cpu_kernels.table, BY_DTYPE[dtype].name, bits)
+
+
+def on_codes(table: Tensor, dtype: torch.dtype, bits: int) -> Decode:
+    """Decodes 16 bit: dy times the derivative that a table (sides, 65536) of float32 holds for each code."""
+    return partial(_decode, _on_codes(dtype, bits), (table.data_ptr(),), table)
+
+
+def _decode(code: Code, own: tuple[int, ...], needed: object, dy: Tensor, y: Tensor, packed: Tensor | None) -> Tensor:
     dx = torch.empty_like(y)
     if n := y.numel():
         layout, held = laid_out(dy)
-        constants = _constants(decoder)
-        near = (0, 0, 0) if lowest is None else (lowest.values.data_ptr(), lowest.values.shape[1], lowest.first)
-        places = (dy.data_ptr(), y.data_ptr(), dx.data_ptr(), packed.data_ptr(), constants.ctypes.data)
-        run(_cells(lowest is not None), (*layout, *places, *near), n, (dy, y, packed, dx, lowest, held))
-    return dx
-
-
-def by_table(table: Tensor, dy: Tensor, y: Tensor, packed: Tensor | None, bits: int) -> Tensor:
-    """dy times the derivative that a table (sides, 65536) of float32 holds for each code; dy, y of one 16-bit dtype."""
-    dx = torch.empty_like(y)
-    if n := y.numel():
-        layout, held = laid_out(dy)
-        sides, bits = (0, 0) if packed is None else (packed.data_ptr(), bits)
-        places = (dy.data_ptr(), y.data_ptr(), dx.data_ptr(), sides, table.data_ptr())
-        run(_table(y.dtype, bits), (*layout, *places), n, (table, dy, y, dx, packed, held))
+        sides = 0 if packed is None else packed.data_ptr()
+        arguments = (*layout, dy.data_ptr(), y.data_ptr(), dx.data_ptr(), sides, *own)
+        run(code, arguments, n, (dy, y, packed, dx, held, needed))
     return dx

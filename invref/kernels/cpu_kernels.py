@@ -42,7 +42,7 @@ def pack(wide: bool, fmt: str) -> str:
     threshold = f.argument(FIRST_OWN + 2).reinterpreted(DOUBLE)
     limit = (threshold if fmt == "float64" else threshold.narrowed(FLOAT)).spread()
 
-    def work(rows: list[Row], block: Value) -> None:
+    def work(rows: list[Row], block: Value, count: Value) -> None:
         with f.stepping(f.number(0), f.number(LANES // STEP)) as group:
             first = group * STEP
             total: Value | None = None
@@ -81,7 +81,7 @@ def cells(wide: bool, near: bool) -> str:
         lowest, width = f.row(FIRST_OWN + 5, FLOAT), f.argument(FIRST_OWN + 6).narrowed(INT).spread()
         first = f.argument(FIRST_OWN + 7).narrowed(INT).spread()
 
-    def work(rows: list[Row], block: Value) -> None:
+    def work(rows: list[Row], block: Value, count: Value) -> None:
         dys, ys, out = rows
 
         def step(at: Value, byte: Value, bit: Value) -> None:
@@ -109,7 +109,7 @@ def cells(wide: bool, near: bool) -> str:
                     index = inside.choose(index + right.choose(width, 0), 0)
                     out.store(at, inside.choose(d_out * lowest.gather(index), out.load(at)))
 
-        over_groups(f, step)
+        over_groups(f, count, step)
 
     over_blocks(f, [dy, y], [dx], work)
     return f.finished()
@@ -123,7 +123,7 @@ def table(wide: bool, fmt: str, bits: int) -> str:
     packed, entries = f.row(FIRST_OWN + 3, BYTE), f.row(FIRST_OWN + 4, FLOAT)
     plane = (f.argument(COUNT) + (BLOCK - 1)) // BLOCK * LANES
 
-    def work(rows: list[Row], block: Value) -> None:
+    def work(rows: list[Row], block: Value, count: Value) -> None:
         dys, ys, out = rows
 
         def step(at: Value, byte: Value, bit: Value) -> None:
@@ -134,7 +134,7 @@ def table(wide: bool, fmt: str, bits: int) -> str:
                 index = index | (((sides >> shift) & 1) << (16 + number))
             _stored(out, at, _loaded(dys, at) * entries.gather(index))
 
-        over_groups(f, step)
+        over_groups(f, count, step)
 
     over_blocks(f, [dy, y], [dx], work)
     return f.finished()

@@ -59,7 +59,7 @@ def pack(decoder: Decoder, x: Tensor) -> Tensor:
     """Packed side bits of the inputs x in row-major order, any shape and strides."""
     kind = np.float64 if x.dtype == float64 else np.float32
     if cpu := fast(x):
-        packed: Tensor = cpu.pack(float(decoder.threshold(kind)), x)
+        packed: Tensor = cpu.packer(float(decoder.threshold(kind)), x.dtype)(x)
         return packed
     x = x.reshape(-1).contiguous()
     if gpu.available(x):
@@ -86,7 +86,7 @@ def backward(decoder: Decoder, dy: Tensor, y: Tensor, packed: Tensor, lowest: co
     lowest: what float32 outputs next to the turning value decode to instead.
     """
     if y.dtype == float32 and (cpu := fast(y)):
-        dx: Tensor = cpu.by_cells(decoder, dy, y, packed, lowest)
+        dx: Tensor = cpu.on_cells(decoder, lowest)(dy, y, packed)
         return dx
     dy = dy.reshape(-1).contiguous()
     if gpu.available(y):
@@ -104,7 +104,7 @@ def backward(decoder: Decoder, dy: Tensor, y: Tensor, packed: Tensor, lowest: co
 def by_table(table: Tensor, dy: Tensor, y: Tensor, packed: Tensor | None, bits: int) -> Tensor:
     """dy times what a table (sides, 65536) holds for each output y (n,); dy in row-major order, of the same dtype."""
     if cpu := fast(y):
-        dx: Tensor = cpu.by_table(table, dy, y, packed, bits)
+        dx: Tensor = cpu.on_codes(table, y.dtype, bits)(dy, y, packed)
         return dx
     dy = dy.reshape(-1).contiguous()
     if not bits and gpu.available(y):

@@ -20,6 +20,7 @@ from typing import Any
 
 import torch
 
+from invref.kernels.blocks import OWN_COUNT, OWN_NUMBER, RUN, RUNS
 from invref.kernels.machine import Code
 from invref.kernels.sidebits import BLOCK
 
@@ -103,17 +104,19 @@ def _openmp() -> tuple[Any, int, int] | None:
 
 
 def run(code: Code, arguments: tuple[int, ...], n: int, held: Held) -> None:
-    """Runs machine code over n elements: its arguments are which run it is of how many, whom to ask if 0, and these."""
+    """Runs machine code over n elements; of its arguments the first four say that it is one run (`blocks`)."""
+    words = array("q", arguments)
     if n <= SERIAL or (threads := min(torch.get_num_threads(), -(-n // BLOCK))) == 1:
-        _one_of(code, (0, 1, 0, 0, *arguments), held)
+        code(words.buffer_info()[0])
     elif not _forked and (openmp := _openmp()):
-        region, own, count = openmp
-        words = array("q", (0, 0, own, count, *arguments))
+        region, words[OWN_NUMBER], words[OWN_COUNT] = openmp
+        words[RUNS] = 0
         region(code, words.buffer_info()[0], threads, 0)
     else:
-        _hand_out([partial(_one_of, code, (i, threads, 0, 0, *arguments), held) for i in range(threads)])
+        _hand_out([partial(_one_of, code, words, held, i, threads) for i in range(threads)])
 
 
-def _one_of(code: Code, arguments: tuple[int, ...], held: Held) -> None:
-    words = array("q", arguments)
+def _one_of(code: Code, words: array[int], held: Held, own: int, count: int) -> None:
+    words = words[:]
+    words[RUN], words[RUNS] = own, count
     code(words.buffer_info()[0])
