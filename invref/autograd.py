@@ -304,7 +304,7 @@ def decode(dy: Tensor, kept: Tensor | None, packed: Tensor | None, layer: Layer,
         return dy * decode(ones, kept, packed, layer, order)
     like = dy if kept is None else kept
     order = memory_order(like) if order is None else order
-    if _without_numbers(like):
+    if (like.is_meta or type(like) is not Tensor) and _without_numbers(like):
         return shaped(dy.new_empty(dy.numel()), dy.shape, order)
     scheme = layer.scheme(like.dtype, like.device)
     packed = _whole(dy, like, packed, scheme)
@@ -333,9 +333,11 @@ def side_bytes(scheme: Scheme, like: Tensor) -> int:
     """How many bytes the side codes of an output take, -1 without any."""
     if not scheme.bits:
         return -1
+    n = like.numel()
+    if like.is_cpu:
+        return scheme.bits * sidebits.size(n)
     # A gate's one bit has the layout of the device's kernels, all other codes that of `sidebits`.
     own = getattr(scheme, "size", None)
-    n = like.numel()
     return own(n, like.device) if own else scheme.bits * sidebits.size(n)
 
 

@@ -210,9 +210,12 @@ def from_formula(
 
 @contextmanager
 def _refusing(name: str) -> Iterator[None]:
-    """Turns what goes wrong with numbers while an activation is made into a FormulaError that names the formula."""
+    """Turns what goes wrong with numbers while an activation is made into a FormulaError that names the formula.
+
+    Numbers are the CPU's, whatever torch's default device is.
+    """
     try:
-        with np.errstate(all="ignore"):
+        with np.errstate(all="ignore"), torch.device("cpu"):
             yield
     except FormulaError:
         raise

@@ -53,7 +53,7 @@ class Format:
                 f"ordinals {first} to {first + count - 1} leave {self.name}'s finite range: "
                 f"stay within {self.first_ordinal} to {self.largest_ordinal}"
             )
-        ordinals = torch.arange(first, first + count, dtype=torch.int64)
+        ordinals = torch.arange(first, first + count, dtype=torch.int64, device="cpu")
         return self.from_ordinals(ordinals)
 
     def from_ordinals(self, ordinals: torch.Tensor) -> torch.Tensor:
@@ -74,7 +74,7 @@ class Format:
 
     def ordinal(self, value: float) -> int:
         """Ordinal of `value` rounded to nearest even in this format."""
-        return int(self.ordinals(torch.tensor([value], dtype=torch.float64).to(self.dtype)).item())
+        return int(self.ordinals(torch.tensor([value], dtype=torch.float64, device="cpu").to(self.dtype)).item())
 
     def pattern(self, ordinal: int) -> int:
         """The bit pattern, as an unsigned integer."""

@@ -40,13 +40,13 @@ tanh = torch.tanh
 
 def _apply(name: str, x: Tensor, forward: Forward, arguments: tuple[float, ...] = (), inplace: bool = False) -> Tensor:
     checked(name, x)
-    if is_split(x):
+    if type(x) is not Tensor and is_split(x):
         return _apply_locally(name, x, forward, arguments, inplace)
     if torch.compiler.is_compiling():
         return operators.inverted(x, forward, name, arguments, inplace)
     if not wants_gradient(x):
         return forward(x)
-    return tracked(x, forward, layers.get(layers.key_of(name, arguments)), inplace)
+    return tracked(x, forward, layers.get(layers.key_of(name, arguments) if arguments else name), inplace)
 
 
 def _apply_locally(name: str, x: Tensor, forward: Forward, arguments: tuple[float, ...], inplace: bool) -> Tensor:
@@ -75,12 +75,12 @@ def gelu(input: Tensor, approximate: str = "none") -> Tensor:  # noqa: A002
 
 def silu(input: Tensor, inplace: bool = False) -> Tensor:  # noqa: A002
     """SiLU or swish, x * sigmoid(x). Source: S. Elfwing, E. Uchibe and K. Doya, arXiv 1702.03118."""
-    return _apply("silu", input, partial(own.silu, inplace=inplace), (), inplace)
+    return _apply("silu", input, partial(own.silu, inplace=True) if inplace else own.silu, (), inplace)
 
 
 def mish(input: Tensor, inplace: bool = False) -> Tensor:  # noqa: A002
     """Mish, x * tanh(softplus(x)). Source: D. Misra, arXiv 1908.08681."""
-    return _apply("mish", input, partial(own.mish, inplace=inplace), (), inplace)
+    return _apply("mish", input, partial(own.mish, inplace=True) if inplace else own.mish, (), inplace)
 
 
 def quick_gelu(input: Tensor) -> Tensor:  # noqa: A002

@@ -43,7 +43,7 @@ Made = tuple[Forward, SchemeOf, SecondOf]
 
 def key_of(name: str, arguments: tuple[float, ...] = ()) -> str:
     """The key of a layer: texts from which floats are read back to the bit, as `repr` gives them."""
-    return " ".join([name, *[repr(float(argument)) for argument in arguments]]) if arguments else name
+    return " ".join([name, *[repr(float(argument)) for argument in arguments]])
 
 
 @lru_cache(maxsize=MOST)

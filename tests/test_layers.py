@@ -5,11 +5,13 @@ from __future__ import annotations
 import contextlib
 import copy
 import math
+import os
 import pickle
 import subprocess
 import sys
 from collections.abc import Callable
 from itertools import product
+from pathlib import Path
 
 import pytest
 import torch
@@ -315,6 +317,32 @@ def test_importing_the_layers_does_not_import_the_heavy_libraries() -> None:
     )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert run.stdout.strip() == "[]"
+
+
+DEFAULTED = """
+import hashlib, torch, invref
+from invref.catalogue import ROWS
+digest = hashlib.sha256()
+layers = [row.layer for row in ROWS.values()] + [invref.from_formula("x*tanh(gelu(x))")]
+for layer in layers:
+    for dtype in (torch.float32, torch.bfloat16, torch.float64):
+        x = torch.linspace(-4, 4, 301, device="cpu", dtype=torch.float64).to(dtype).requires_grad_()
+        y = layer(x)
+        dx, = torch.autograd.grad(y, x, torch.ones_like(y))
+        digest.update(dx.view(torch.uint8).numpy().tobytes())
+print(digest.hexdigest())
+"""
+
+
+def test_tensors_on_the_cpu_are_served_there_whatever_the_default_device_is(tmp_path: Path) -> None:
+    found = []
+    for number, first in enumerate(("", "import torch; torch.set_default_device('meta')")):
+        environment = {**os.environ, "INVREF_CACHE": str(tmp_path / str(number))}
+        command = [sys.executable, "-c", first + DEFAULTED]
+        run = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+        assert run.returncode == 0, run.stderr
+        found.append(run.stdout)
+    assert found[0] == found[1]
 
 
 @dtypes

@@ -32,7 +32,7 @@ def _backward(bits: int, slots: int) -> Code:
 def pack(edges: tuple[float, ...], bits: int, x: Tensor) -> Tensor:
     """Packed side codes of a float32 tensor in row-major order of its axes; any strides."""
     n = x.numel()
-    packed = torch.empty(bits * size(n), dtype=torch.uint8)
+    packed = x.new_empty(bits * size(n), dtype=torch.uint8)
     if n:
         layout, held = laid_out(x)
         borders = array("f", edges)

@@ -9,7 +9,8 @@ Must not know autograd.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache, partial, wraps
 from typing import Concatenate, ParamSpec, TypeVar
@@ -109,9 +110,11 @@ def lowest(form: Form, device: torch.device, span: int = codes.SPAN) -> codes.Lo
         )
 
 
-def plainly(device: torch.device) -> torch.autocast:
-    """A context for tabulating a forward in its own format: backward may run where autocast is on."""
-    return torch.autocast(device.type, enabled=False)
+@contextmanager
+def plainly(device: torch.device) -> Iterator[None]:
+    """For tabulating a forward in its own format: backward may run under autocast and another default device."""
+    with torch.autocast(device.type, enabled=False), torch.device("cpu"):
+        yield
 
 
 def table(form: Form, dtype: torch.dtype, device: torch.device) -> Tensor:
@@ -380,7 +383,7 @@ def _exactly(values: Exact) -> Scheme:
 
 def _rounded(bound: float, dtype: torch.dtype) -> float:
     """A bound as the format holds it, which is how the forward returns it."""
-    return float(torch.tensor(bound, dtype=torch.float64).to(dtype))
+    return float(torch.tensor(bound, dtype=torch.float64, device="cpu").to(dtype))
 
 
 def _single(bound: float) -> float:

@@ -51,7 +51,7 @@ def packer(threshold: float, dtype: torch.dtype) -> Pack:
 
     def pack(x: Tensor) -> Tensor:
         n = x.numel()
-        packed = torch.empty(size(n), dtype=torch.uint8)
+        packed = x.new_empty(size(n), dtype=torch.uint8)
         if n:
             layout, held = laid_out(x)
             run(code, (*layout, x.data_ptr(), packed.data_ptr(), bits), n, (x, packed, held))

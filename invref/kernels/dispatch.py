@@ -8,6 +8,7 @@ that side codes are read in the layout in which the same kind of tensor packed t
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from functools import cache
 from typing import Any
 
@@ -40,6 +41,8 @@ def compiled() -> Any:
     return cpu
 
 
+Decode = Callable[[Tensor, Tensor, Tensor | None], Tensor]
+"""(dy, y, packed) -> dx."""
 _PLAIN = (Tensor, torch.nn.Parameter)
 
 
@@ -47,7 +50,26 @@ def fast(x: Tensor) -> Any:
     """The module of compiled CPU kernels if it serves x: a plain tensor with numbers, of a dtype it can convert."""
     if not x.is_cpu or type(x) not in _PLAIN or not (cpu := compiled()):
         return None
-    return cpu if x.dtype != float16 or cpu.converts_halves() else None
+    return cpu if x.dtype is not float16 or cpu.converts_halves() else None
+
+
+def packer(decoder: Decoder, dtype: torch.dtype) -> Callable[[Tensor], Tensor]:
+    """`pack` of tensors of a dtype that the compiled kernels serve."""
+    kind = np.float64 if dtype == float64 else np.float32
+    made: Callable[[Tensor], Tensor] = compiled().packer(float(decoder.threshold(kind)), dtype)
+    return made
+
+
+def on_cells(decoder: Decoder, lowest: codes.Lowest | None) -> Decode:
+    """`backward` of float32 tensors that the compiled kernels serve."""
+    made: Decode = compiled().on_cells(decoder, lowest)
+    return made
+
+
+def on_codes(table: Tensor, dtype: torch.dtype, bits: int) -> Decode:
+    """`by_table` of tensors of a 16-bit dtype that the compiled kernels serve."""
+    made: Decode = compiled().on_codes(table, dtype, bits)
+    return made
 
 
 def size(n: int, dtype: torch.dtype, device: torch.device) -> int:
@@ -57,10 +79,8 @@ def size(n: int, dtype: torch.dtype, device: torch.device) -> int:
 
 def pack(decoder: Decoder, x: Tensor) -> Tensor:
     """Packed side bits of the inputs x in row-major order, any shape and strides."""
-    kind = np.float64 if x.dtype == float64 else np.float32
-    if cpu := fast(x):
-        packed: Tensor = cpu.packer(float(decoder.threshold(kind)), x.dtype)(x)
-        return packed
+    if fast(x):
+        return packer(decoder, x.dtype)(x)
     x = x.reshape(-1).contiguous()
     if gpu.available(x):
         return gpu.pack(decoder, x)
@@ -85,9 +105,8 @@ def backward(decoder: Decoder, dy: Tensor, y: Tensor, packed: Tensor, lowest: co
 
     lowest: what float32 outputs next to the turning value decode to instead.
     """
-    if y.dtype == float32 and (cpu := fast(y)):
-        dx: Tensor = cpu.on_cells(decoder, lowest)(dy, y, packed)
-        return dx
+    if y.dtype == float32 and fast(y):
+        return on_cells(decoder, lowest)(dy, y, packed)
     dy = dy.reshape(-1).contiguous()
     if gpu.available(y):
         return gpu.backward(decoder, dy, y, packed, lowest)
@@ -103,9 +122,8 @@ def backward(decoder: Decoder, dy: Tensor, y: Tensor, packed: Tensor, lowest: co
 
 def by_table(table: Tensor, dy: Tensor, y: Tensor, packed: Tensor | None, bits: int) -> Tensor:
     """dy times what a table (sides, 65536) holds for each output y (n,); dy in row-major order, of the same dtype."""
-    if cpu := fast(y):
-        dx: Tensor = cpu.on_codes(table, y.dtype, bits)(dy, y, packed)
-        return dx
+    if fast(y):
+        return on_codes(table, y.dtype, bits)(dy, y, packed)
     dy = dy.reshape(-1).contiguous()
     if not bits and gpu.available(y):
         return gpu.by_table(table, dy, y, None)

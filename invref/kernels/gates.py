@@ -7,8 +7,9 @@ not know autograd.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import lru_cache, partial
+from functools import cached_property, lru_cache, partial
 
 import torch
 from torch import Tensor
@@ -105,7 +106,12 @@ class Gate:
 
     def pack(self, x: Tensor) -> Tensor:
         """One side bit an element: whether x lies right of the turning point."""
-        return dispatch.pack(load(self.name), x)
+        return self._pack(x) if dispatch.fast(x) else dispatch.pack(load(self.name), x)
+
+    @cached_property
+    def _pack(self) -> Callable[[Tensor], Tensor]:
+        """`dispatch.pack` where compiled kernels serve, ready to be called."""
+        return dispatch.packer(load(self.name), self.dtype)
 
     def size(self, n: int, device: torch.device) -> int:
         """How many bytes the side bits of n elements take there."""
@@ -118,11 +124,21 @@ class Gate:
     def backward(self, dy: Tensor, y: Tensor | None, packed: Tensor | None) -> Tensor:
         """dy * g(y, s)."""
         assert y is not None and packed is not None
+        if dispatch.fast(y) and self.dtype != torch.float64:
+            return self._decode(dy, y, packed)
         decoder, form = load(self.name), _form(self.name)
         if BY_DTYPE[y.dtype].bits == 16:
             return self._by_table(closed.table(form, y.dtype, y.device), dy, y, packed)
         lowest = _lowest(self.name, y.device) if y.dtype == torch.float32 else None
         return dispatch.backward(decoder, dy, y, packed, lowest)
+
+    @cached_property
+    def _decode(self) -> Callable[[Tensor, Tensor, Tensor | None], Tensor]:
+        """What decodes where compiled kernels serve, ready to be called."""
+        device = torch.device("cpu")
+        if BY_DTYPE[self.dtype].bits == 16:
+            return dispatch.on_codes(closed.table(_form(self.name), self.dtype, device), self.dtype, 1)
+        return dispatch.on_cells(load(self.name), _lowest(self.name, device))
 
     def _by_table(self, table: Tensor, dy: Tensor, y: Tensor, packed: Tensor) -> Tensor:
         if gpu.available(y):

@@ -42,7 +42,7 @@ class Parameters:
 
     def tensors(self, device: torch.device) -> tuple[Tensor, ...]:
         """positive, negative, beta and eps as the forward takes them."""
-        values = torch.tensor([self.positive, self.negative, self.beta, self.eps], dtype=torch.float64)
+        values = torch.tensor([self.positive, self.negative, self.beta, self.eps], dtype=torch.float64, device="cpu")
         held = values.to(self.dtype).to(device)
         return (*(held[:2] if self.scalar else held[:2].split(1)), held[2], held[3])
 
@@ -80,7 +80,7 @@ def form(p: Parameters) -> Form:
         BITS,
         code_of,
         breaks=(p.eps, 0.0),
-        turning=(turning, float(_value(p, torch.tensor(turning)))) if math.isfinite(turning) else None,
+        turning=(turning, float(_value(p, torch.tensor(turning, device="cpu")))) if math.isfinite(turning) else None,
         kind="Halley's method",
         slices=False,
         shares=(lambda x: _shares(p, x)[0], lambda x: _shares(p, x)[1]),
