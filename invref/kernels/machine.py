@@ -7,7 +7,6 @@ place to write everything is compiled in each process. Must not know what kernel
 from __future__ import annotations
 
 import base64
-import ctypes
 import hashlib
 import platform
 from collections.abc import Callable
@@ -22,12 +21,12 @@ from invref import cache as disk
 from invref.kernels.vectors import NAME
 
 SOURCES = (
-    "bins.py", "decoders.py", "kernels/binned.py", "kernels/binned_kernels.py", "kernels/blocks.py",
+    "bins.py", "decoders.py", "kernels/binned.py", "kernels/binned_kernels.py", "kernels/blocks.py", "kernels/calls.py",
     "kernels/cpu_kernels.py", "kernels/machine.py", "kernels/sidebits.py", "kernels/vectors.py",
 )  # fmt: skip
 """What machine code is made from."""
-Code = Callable[[int], None]
-"""A kernel that can be called with the address of its arguments; it releases the interpreter lock."""
+Code = int
+"""The address of a kernel, which takes that of its arguments."""
 
 
 @cache
@@ -73,7 +72,8 @@ def made(write: Callable[..., str], *parameters: Any) -> Code:
     engine.add_object_file(llvm.ObjectFileRef.from_data(code))
     engine.finalize_object()
     _engines.append(engine)
-    return ctypes.CFUNCTYPE(None, ctypes.c_void_p)(engine.get_function_address(NAME))
+    address: Code = engine.get_function_address(NAME)
+    return address
 
 
 _engines: list[Any] = []

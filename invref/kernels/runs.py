@@ -20,7 +20,8 @@ from typing import Any
 
 import torch
 
-from invref.kernels.blocks import OWN_COUNT, OWN_NUMBER, RUN, RUNS
+from invref.kernels.blocks import OWN_COUNT, OWN_NUMBER, RUNS
+from invref.kernels.calls import caller
 from invref.kernels.machine import Code
 from invref.kernels.sidebits import BLOCK
 
@@ -105,18 +106,16 @@ def _openmp() -> tuple[Any, int, int] | None:
 
 def run(code: Code, arguments: tuple[int, ...], n: int, held: Held) -> None:
     """Runs machine code over n elements; of its arguments the first four say that it is one run (`blocks`)."""
-    words = array("q", arguments)
     if n <= SERIAL or (threads := min(torch.get_num_threads(), -(-n // BLOCK))) == 1:
-        code(words.buffer_info()[0])
+        caller()(code, *arguments)
     elif not _forked and (openmp := _openmp()):
+        words = array("q", arguments)
         region, words[OWN_NUMBER], words[OWN_COUNT] = openmp
         words[RUNS] = 0
         region(code, words.buffer_info()[0], threads, 0)
     else:
-        _hand_out([partial(_one_of, code, words, held, i, threads) for i in range(threads)])
+        _hand_out([partial(_one_of, code, arguments, held, i, threads) for i in range(threads)])
 
 
-def _one_of(code: Code, words: array[int], held: Held, own: int, count: int) -> None:
-    words = words[:]
-    words[RUN], words[RUNS] = own, count
-    code(words.buffer_info()[0])
+def _one_of(code: Code, arguments: tuple[int, ...], held: Held, own: int, count: int) -> None:
+    caller()(code, own, count, *arguments[2:])
