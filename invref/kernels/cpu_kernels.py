@@ -43,16 +43,15 @@ def pack(wide: bool, fmt: str) -> str:
     limit = (threshold if fmt == "float64" else threshold.narrowed(FLOAT)).spread()
 
     def work(rows: list[Row], block: Value, count: Value) -> None:
-        with f.stepping(f.number(0), f.number(LANES // STEP)) as group:
-            first = group * STEP
-            total: Value | None = None
-            for k in range(BITS):
-                v = _loaded(rows[0], first + LANES * k)
-                inside = (v > limit) & (v < float("inf"))
-                bit = inside.choose(f.number(1 << k, BYTE).spread(), f.number(0, BYTE).spread())
-                total = bit if total is None else total | bit
-            assert total is not None
-            packed.store(block * LANES + first, total)
+        # From the first element to the last, as processors fetch memory ahead.
+        totals = [f.number(0, BYTE).spread()] * (LANES // STEP)
+        for at in range(0, BLOCK, STEP):
+            v = _loaded(rows[0], f.number(at))
+            inside = (v > limit) & (v < float("inf"))
+            bit, group = f.number(1 << at // LANES, BYTE).spread(), at % LANES // STEP
+            totals[group] = totals[group] | inside.choose(bit, 0)
+        for group, total in enumerate(totals):
+            packed.store(block * LANES + group * STEP, total)
 
     over_blocks(f, [x], [], work, padded=True)
     return f.finished()
