@@ -12,7 +12,7 @@ from functools import cache
 
 import llvmlite.binding as llvm
 
-from invref.kernels import machine
+from invref.kernels.machine import made
 
 Call = Callable[..., None]
 """(address of a kernel, its arguments: 64-bit integers) -> None."""
@@ -75,12 +75,12 @@ def caller() -> Call:
     for name in ("PyLong_AsLongLong", "PyEval_SaveThread", "PyEval_RestoreThread", "Py_IncRef"):
         llvm.add_symbol(name, ctypes.cast(getattr(ctypes.pythonapi, name), ctypes.c_void_p).value)
     llvm.add_symbol("_Py_NoneStruct", id(None))
-    definition = _Definition(b"kernel", machine.made(_text), FASTCALL, None)
+    definition = _Definition(b"kernel", made(_text), FASTCALL, None)
     _definitions.append(definition)
     new = ctypes.pythonapi.PyCFunction_NewEx
     new.argtypes, new.restype = (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p), ctypes.py_object
-    made: Call = new(ctypes.addressof(definition), None, None)
-    return made
+    call: Call = new(ctypes.addressof(definition), None, None)
+    return call
 
 
 _definitions: list[_Definition] = []

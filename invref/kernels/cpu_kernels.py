@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from invref.decoders import CELLS_LEFT, CELLS_RIGHT, DEGREE
 from invref.kernels.blocks import COUNT, FIRST_OWN, over_blocks, over_groups
-from invref.kernels.sidebits import BITS, BLOCK, LANES
+from invref.kernels.sidebits import BLOCK, LANES
 from invref.kernels.vectors import BYTE, DOUBLE, FLOAT, HALF, INT, WORD, Function, Row, Value, size_of
 from invref.kernels.vectors import LANES as STEP
 
