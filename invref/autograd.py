@@ -21,6 +21,7 @@ from torch.autograd.function import Function
 from invref.errors import InputError, TwiceError
 from invref.formats import BY_DTYPE, FORMATS
 from invref.kernels import sidebits
+from invref.kernels.room import LARGE
 from invref.kernels.scheme import Scheme
 
 Forward = Callable[[Tensor], Tensor]
@@ -122,7 +123,7 @@ class _Inverted(Function):
 
 def _computed(x: Tensor, forward: Forward, layer: Layer) -> tuple[Tensor, Tensor | None, list[int], Scheme]:
     """The output, the packed side codes, their order of axes and the scheme."""
-    if x.is_cuda and not _promoted(x, layer) and (both := _fused(x, layer)) is not None:
+    if (x.is_cuda or x.nbytes >= LARGE) and not _promoted(x, layer) and (both := _fused(x, layer)) is not None:
         return *both, memory_order(x), layer.scheme(x.dtype, x.device)
     y = forward(x)
     # Under autocast the forward may return another dtype than it was given.

@@ -21,11 +21,12 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional as native
 
 import invref
-from invref import functional
+from invref import autograd, functional
 from invref.decoders import load
 from invref.errors import FormulaError, InputError, TwiceError
 from invref.formats import BY_DTYPE, FORMATS
 from invref.kernels import dispatch, gates, naive, newton, sidebits
+from invref.kernels.room import LARGE, room
 
 LAYERS = {
     "gelu": (functional.gelu, native.gelu),
@@ -343,6 +344,50 @@ def test_tensors_on_the_cpu_are_served_there_whatever_the_default_device_is(tmp_
         assert run.returncode == 0, run.stderr
         found.append(run.stdout)
     assert found[0] == found[1]
+
+
+@dtypes
+@pytest.mark.parametrize("name", sorted(gates.INTO))
+def test_outputs_in_large_pages_are_those_of_torch(
+    name: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written: list[int] = []
+
+    def room(like: torch.Tensor) -> torch.Tensor:
+        written.append(like.numel())
+        return torch.empty_like(like)
+
+    for module in (autograd, gates):
+        monkeypatch.setattr(module, "LARGE", 1)
+    monkeypatch.setattr(gates, "room", room)
+    layer = functional.mish if name == "mish" else LAYERS[name][0]
+    before = torch.get_num_threads()
+    try:
+        for threads, shape in product((1, 3), ((70_001,), (3, 40_000), (2, 3, 5, 7), (1,))):
+            torch.set_num_threads(threads)
+            dense = (torch.randn(shape, dtype=torch.float64) * 3).to(dtype)
+            for x in (dense.clone(), dense.transpose(0, -1)):
+                x.requires_grad_()
+                y = layer(x)
+                (dx,) = torch.autograd.grad(y, x, torch.ones_like(x))
+                expected = gates.FORMS[name][0](x)
+                assert torch.equal(bits(y), bits(expected))
+                assert y.stride() == expected.stride()
+                monkeypatch.setattr(autograd, "LARGE", 1 << 40)
+                assert torch.equal(bits(dx), bits(torch.autograd.grad(layer(x), x, torch.ones_like(x))[0]))
+                monkeypatch.setattr(autograd, "LARGE", 1)
+    finally:
+        torch.set_num_threads(before)
+    assert len(written) == 16
+
+
+@pytest.mark.parametrize("nbytes", [0, 1, LARGE - 4, LARGE, LARGE + 4, 3 * LARGE + 12])
+def test_room_for_results_is_what_torch_makes(nbytes: int) -> None:
+    like = torch.empty(nbytes // 4, 1, dtype=torch.float32)
+    made = room(like)
+    assert (made.shape, made.stride(), made.dtype, made.device) == (like.shape, like.stride(), like.dtype, like.device)
+    # All of it can be written and read, to the first and the last byte.
+    assert torch.equal(made.fill_(3), torch.full_like(like, 3))
 
 
 @dtypes

@@ -15,6 +15,7 @@ from invref.kernels import binned_kernels
 from invref.kernels.binned import Tables
 from invref.kernels.blocks import laid_out
 from invref.kernels.machine import Code, made
+from invref.kernels.room import room
 from invref.kernels.runs import run
 from invref.kernels.sidebits import size
 
@@ -43,7 +44,7 @@ def pack(edges: tuple[float, ...], bits: int, x: Tensor) -> Tensor:
 
 def backward(tables: Tables, dy: Tensor, y: Tensor, packed: Tensor | None, bits: int) -> Tensor:
     """dy * f' of float32 tensors; dy: any strides, y: flat and contiguous, both in the order of `packed`."""
-    dx = torch.empty_like(y)
+    dx = room(y)
     if n := y.numel():
         layout, held = laid_out(dy)
         sides, bits = (0, 0) if packed is None else (packed.data_ptr(), bits)

@@ -22,6 +22,7 @@ from invref.kernels import cpu_kernels
 from invref.kernels.blocks import laid_out
 from invref.kernels.codes import Lowest
 from invref.kernels.machine import Code, converts_halves, made
+from invref.kernels.room import room
 from invref.kernels.runs import run
 from invref.kernels.sidebits import size
 from invref.kernels.vectors import tables
@@ -88,7 +89,7 @@ def on_codes(table: Tensor, dtype: torch.dtype, bits: int) -> Decode:
 
 
 def _decode(code: Code, own: tuple[int, ...], needed: object, dy: Tensor, y: Tensor, packed: Tensor | None) -> Tensor:
-    dx = torch.empty_like(y)
+    dx = room(y)
     if n := y.numel():
         layout, held = laid_out(dy)
         sides = 0 if packed is None else packed.data_ptr()

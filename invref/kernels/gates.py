@@ -22,6 +22,7 @@ from invref.formats import BY_DTYPE
 from invref.kernels import binscheme, closed, codes, dispatch, gpu, naive, slopes, solve
 from invref.kernels.closed import Form, keep
 from invref.kernels.codes import Forward, Lowest, Slope
+from invref.kernels.room import LARGE, room
 from invref.kernels.scheme import Scheme
 
 ROOT = "polynomials in the signed root"
@@ -58,6 +59,14 @@ FORMS: dict[str, tuple[Forward, Slope]] = {
     "gelu_fast": (native.gelu_fast, partial(slopes.gelu_tanh, scale=TANH_SCALE)),
 }
 """The framework's forward of each gate, and f' of float64 inputs."""
+
+INTO: dict[str, Callable[..., Tensor]] = {
+    "gelu": torch.ops.aten.gelu.out,
+    "gelu_tanh": partial(torch.ops.aten.gelu.out, approximate="tanh"),
+    "silu": torch.ops.aten.silu.out,
+    "mish": torch.ops.aten.mish.out,
+}
+"""The forwards of torch that write to where they are told, each the same as its function."""
 
 COARSE = ("mish",)
 """Whose float32 forward errs by more around the turning value than a clamp can answer for, on some processor."""
@@ -118,8 +127,15 @@ class Gate:
         return dispatch.size(n, self.dtype, device)
 
     def fused(self, x: Tensor) -> tuple[Tensor, Tensor] | None:
-        """The outputs (n,) and packed side bits of flat inputs (n,) in one pass, where a GPU has a kernel for it."""
-        return gpu.forward(self.name, x) if self.name in gpu.OWN and gpu.available(x) else None
+        """The outputs (n,) and packed side bits of flat inputs (n,), where something is gained.
+
+        A GPU has a kernel for both; on the CPU large outputs are written to where memory comes quicker.
+        """
+        if self.name in gpu.OWN and gpu.available(x):
+            return gpu.forward(self.name, x)
+        if self.name in INTO and x.nbytes >= LARGE and dispatch.fast(x):
+            return INTO[self.name](x, out=room(x)), self.pack(x)
+        return None
 
     def backward(self, dy: Tensor, y: Tensor | None, packed: Tensor | None) -> Tensor:
         """dy * g(y, s)."""
