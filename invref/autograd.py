@@ -123,9 +123,9 @@ class _Inverted(Function):
 
 def _computed(x: Tensor, forward: Forward, layer: Layer) -> tuple[Tensor, Tensor | None, list[int], Scheme]:
     """The output, the packed side codes, their order of axes and the scheme."""
-    if (x.is_cuda or x.nbytes >= LARGE) and not _promoted(x, layer) and (both := _fused(x, layer)) is not None:
+    if x.is_cuda and not _promoted(x, layer) and (both := _fused(x, layer)) is not None:
         return *both, memory_order(x), layer.scheme(x.dtype, x.device)
-    y = forward(x)
+    y = forward(x) if x.nbytes < LARGE else _large(x, forward, layer)
     # Under autocast the forward may return another dtype than it was given.
     source = x if y.dtype == x.dtype else x.to(y.dtype)
     scheme = layer.scheme(y.dtype, y.device)
@@ -133,6 +133,13 @@ def _computed(x: Tensor, forward: Forward, layer: Layer) -> tuple[Tensor, Tensor
         return y, scheme.pack(source), _PLAIN[: y.dim()], scheme
     order = memory_order(y)
     return y, scheme.pack(ordered(source, order)), order, scheme
+
+
+def _large(x: Tensor, forward: Forward, layer: Layer) -> Tensor:
+    into_room = getattr(layer.scheme(x.dtype, x.device), "into_room", None)
+    # In the layout it has, as torch's kernels differ by layout in the last bit.
+    y = into_room(x) if into_room and x.is_contiguous() and not _promoted(x, layer) else None
+    return forward(x) if y is None else y
 
 
 def _gradient(ctx: Any, dy: Tensor | None, through: Tensor | None) -> Tensor | None:

@@ -357,8 +357,7 @@ def test_outputs_in_large_pages_are_those_of_torch(
         written.append(like.numel())
         return torch.empty_like(like)
 
-    for module in (autograd, gates):
-        monkeypatch.setattr(module, "LARGE", 1)
+    monkeypatch.setattr(autograd, "LARGE", 1)
     monkeypatch.setattr(gates, "room", room)
     layer = functional.mish if name == "mish" else LAYERS[name][0]
     before = torch.get_num_threads()
@@ -378,7 +377,8 @@ def test_outputs_in_large_pages_are_those_of_torch(
                 monkeypatch.setattr(autograd, "LARGE", 1)
     finally:
         torch.set_num_threads(before)
-    assert len(written) == 16
+    # Those whose axes are in another order keep to torch's own way; the tensor of one axis has but one order.
+    assert len(written) == 12
 
 
 @pytest.mark.parametrize("nbytes", [0, 1, LARGE - 4, LARGE, LARGE + 4, 3 * LARGE + 12])

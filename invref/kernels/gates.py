@@ -22,7 +22,7 @@ from invref.formats import BY_DTYPE
 from invref.kernels import binscheme, closed, codes, dispatch, gpu, naive, slopes, solve
 from invref.kernels.closed import Form, keep
 from invref.kernels.codes import Forward, Lowest, Slope
-from invref.kernels.room import LARGE, room
+from invref.kernels.room import room
 from invref.kernels.scheme import Scheme
 
 ROOT = "polynomials in the signed root"
@@ -127,15 +127,12 @@ class Gate:
         return dispatch.size(n, self.dtype, device)
 
     def fused(self, x: Tensor) -> tuple[Tensor, Tensor] | None:
-        """The outputs (n,) and packed side bits of flat inputs (n,), where something is gained.
+        """The outputs (n,) and packed side bits of flat inputs (n,) in one pass, where a GPU has a kernel for it."""
+        return gpu.forward(self.name, x) if self.name in gpu.OWN and gpu.available(x) else None
 
-        A GPU has a kernel for both; on the CPU large outputs are written to where memory comes quicker.
-        """
-        if self.name in gpu.OWN and gpu.available(x):
-            return gpu.forward(self.name, x)
-        if self.name in INTO and x.nbytes >= LARGE and dispatch.fast(x):
-            return INTO[self.name](x, out=room(x)), self.pack(x)
-        return None
+    def into_room(self, x: Tensor) -> Tensor | None:
+        """The forward of a contiguous tensor, written to where memory comes quicker, if that can be."""
+        return INTO[self.name](x, out=room(x)) if self.name in INTO and dispatch.fast(x) else None
 
     def backward(self, dy: Tensor, y: Tensor | None, packed: Tensor | None) -> Tensor:
         """dy * g(y, s)."""
