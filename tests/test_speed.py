@@ -31,7 +31,7 @@ from verify.speed_step import Step
 GELU = ROWS["gelu"]
 ABOUT = {
     "cpu": "some", "cores": 2, "load": 0.5, "platform": "Linux", "python": "3", "torch": "2", "numpy": "2",
-    "numba": None, "triton": None, "invref": "0", "date": "2026-11-24T00:00:00+00:00",
+    "llvmlite": None, "triton": None, "invref": "0", "date": "2026-11-24T00:00:00+00:00",
 }  # fmt: skip
 WIDTH, TOKENS = 8, 4
 
@@ -438,7 +438,7 @@ def test_the_csv_has_everything_in_a_line():
     assert {len(line) for line in lines} == {len(speed_table.COLUMNS)}
     assert len(lines) == 5
     first, last = (dict(zip(lines[0], line, strict=True)) for line in (lines[1], lines[-1]))
-    assert (first["cpu"], first["torch"], first["numba"]) == ("some", "2", "")
+    assert (first["cpu"], first["torch"], first["llvmlite"]) == ("some", "2", "")
     assert (float(first["ratio_p20"]), float(first["ratio_p50"]), float(first["ratio_p80"])) == (0.6, 1.2, 2.4)
     assert (float(first["target"]), first["missed"]) == (1.05, "1")
     assert (last["note"], last["seconds_p50"]) == ('not, "here"', "")
@@ -460,7 +460,7 @@ def test_tables_have_a_row_a_case_and_say_what_was_missed():
     assert speed_table.summary(made) == "1 of 2 targets met"
     text = speed_table.markdown(made, ABOUT)
     assert line in text
-    assert "torch 2, numba None, Python 3, some, 2 cores, load 0.50 at the start, 2026-11-24." in text
+    assert "torch 2, llvmlite None, Python 3, some, 2 cores, load 0.50 at the start, 2026-11-24." in text
     widths = {row.count(" | ") for row in text.splitlines() if row.startswith("| gelu")}
     assert len(widths) == 1
 

@@ -20,7 +20,10 @@ import invref
 from invref.errors import InvrefError
 from verify.record import Record
 
-_PACKAGES = {"torch": "torch", "numpy": "numpy", "numba": "numba", "flint": "python-flint", "invref": "invref"}
+_PACKAGES = {
+    "torch": "torch", "numpy": "numpy", "llvmlite": "llvmlite", "numba": "numba", "flint": "python-flint",
+    "invref": "invref",
+}  # fmt: skip
 
 
 class OutputError(InvrefError, OSError):

@@ -73,7 +73,7 @@ def add_to(commands: Any) -> None:
     speed.add_argument("--csv", type=Path, metavar="PATH", help="write them as CSV to PATH")
     speed.add_argument("--markdown", type=Path, metavar="PATH", help="write the tables to PATH")
     speed.add_argument("--plot", type=Path, metavar="PATH", help="draw the ratios to PATH, an .svg file")
-    speed.add_argument("--out", type=Path, metavar="DIR", help=f"write all four into DIR, as {STEM}.json and so on")
+    speed.add_argument("--out", type=Path, metavar="DIR", help=f"write all there is into DIR, as {STEM}.json and so on")
     speed.set_defaults(run=run)
 
 
@@ -193,6 +193,8 @@ def _outputs(options: argparse.Namespace) -> list[tuple[Path, Text]]:
         if any(paths.values()):
             raise InputError("--out names all files: leave out --json, --csv, --markdown and --plot")
         paths = {ending: options.out / f"{STEM}.{ending}" for ending in paths}
+        if "layers" not in options.parts:
+            paths["svg"] = None
     if paths["svg"]:
         if paths["svg"].suffix != ".svg":
             raise InputError(f"cannot draw {paths['svg']}: --plot takes the name of an .svg file")

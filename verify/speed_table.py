@@ -29,7 +29,9 @@ _TEXT = """\
 Forward and backward together, in turns with torch's own layer on the same numbers: medians, and in parentheses the 20th
 and 80th percentile. A ratio is the median of the ratios of pairs, below 1 where the contestant is faster than torch.
 `docs/speed.md` says how everything is measured and what the columns mean."""
-MACHINE = ("cpu", "cores", "gpu", "load", "platform", "python", "torch", "numpy", "numba", "triton", "invref", "date")
+MACHINE = (
+    "cpu", "cores", "gpu", "load", "platform", "python", "torch", "numpy", "llvmlite", "triton", "invref", "date",
+)  # fmt: skip
 """What of the run stands in every line of the CSV."""
 _SPREADS = ("seconds", "ratio", "to_copy", "overhead")
 _PARTS = ("p20", "p50", "p80")
@@ -144,8 +146,8 @@ def machine(run: dict[str, Any]) -> str:
     load = "" if run["load"] is None else f"load {run['load']:.2f} at the start, "
     gpu = f", {run['gpu']}" if run.get("gpu") else ""
     return (
-        f"torch {run['torch']}, numba {run['numba']}, Python {run['python']}, {run['cpu']}, {run['cores']} cores{gpu}, "
-        f"{load}{run['date'][:10]}."
+        f"torch {run['torch']}, llvmlite {run['llvmlite']}, Python {run['python']}, {run['cpu']}, "
+        f"{run['cores']} cores{gpu}, {load}{run['date'][:10]}."
     )
 
 
