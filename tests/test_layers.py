@@ -346,6 +346,16 @@ def test_tensors_on_the_cpu_are_served_there_whatever_the_default_device_is(tmp_
     assert found[0] == found[1]
 
 
+def test_a_gate_leaves_its_addresses_behind_when_it_is_pickled_or_copied() -> None:
+    gate = gates.Gate("silu", torch.float32)
+    y = native.silu(torch.randn(100))
+    gate.backward(y, y, gate.pack(y))
+    assert {"_pack", "_decode"} <= set(vars(gate))
+    for other in (pickle.loads(pickle.dumps(gate)), copy.deepcopy(gate), copy.copy(gate)):
+        assert other == gate
+        assert not {"_pack", "_decode"} & set(vars(other))
+
+
 @dtypes
 @pytest.mark.parametrize("name", sorted(gates.INTO))
 def test_outputs_in_large_pages_are_those_of_torch(

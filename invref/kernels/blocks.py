@@ -1,6 +1,6 @@
 """What kernels of the CPU share: how they are told what to do, and their way over blocks of 512 elements.
 
-A block of contiguous tensors is worked on where it lies; those of strided ones, and the last, pass through a buffer.
+A block of a contiguous tensor is worked on where it lies; those of a strided one, and the last, pass through a buffer.
 Must not know what kernels compute, or how they are compiled.
 """
 
@@ -75,17 +75,20 @@ def over_blocks(f: Function, inputs: list[Row], outputs: list[Row], work: Work, 
         rest = n - start
         whole = rest > BLOCK - 1
         count = whole.choose(BLOCK, rest)
-        direct = dense & whole
-        with f.whenever(~direct, likely=False):
+        with f.whenever(~(whole & dense), likely=False):
             if padded:
                 lowest = f.number(_LOWEST[inputs[0].element], inputs[0].element).spread()
                 with f.stepping(origin, f.number(BLOCK // STEP)) as group:
                     buffers[0].store(group * STEP, lowest)
             _gather(f, inputs[0], start, count, buffers[0])
+        with f.whenever(~whole, likely=False):
             for row, buffer in zip(inputs[1:], buffers[1:], strict=False):
                 _copy(f, row, start, f.number(1), buffer, origin, count)
-        work([f.either(direct, row, start, buffer) for row, buffer in zip(rows, buffers, strict=True)], block, count)
-        with f.whenever(~direct, likely=False):
+        direct = [whole & dense, *[whole] * (len(rows) - 1)]
+        places = zip(direct, rows, buffers, strict=True)
+        taken = [f.either(there, row, start, buffer) for there, row, buffer in places]
+        work(taken, block, count)
+        with f.whenever(~whole, likely=False):
             for row, buffer in zip(outputs, buffers[len(inputs) :], strict=True):
                 _copy(f, buffer, origin, f.number(1), row, start, count)
 

@@ -153,6 +153,10 @@ class Gate:
             return dispatch.on_codes(closed.table(_form(self.name), self.dtype, device), self.dtype, 1)
         return dispatch.on_cells(load(self.name), _lowest(self.name, device))
 
+    def __reduce__(self) -> tuple[type[Gate], tuple[str, torch.dtype]]:
+        # What is ready to be called is full of addresses.
+        return Gate, (self.name, self.dtype)
+
     def _by_table(self, table: Tensor, dy: Tensor, y: Tensor, packed: Tensor) -> Tensor:
         if gpu.available(y):
             return gpu.by_table(table, dy.reshape(-1).contiguous(), y, packed)
