@@ -33,7 +33,7 @@ def seconds(
     found: dict[str, list[float]] = {"cold": [], "warm": [], "torch": [], "import": []}
     for _ in range(tries):
         with tempfile.TemporaryDirectory(prefix="invref-") as folder:
-            places = {"NUMBA_CACHE_DIR": folder, "TRITON_CACHE_DIR": folder, "INVREF_CACHE": folder}
+            places = {"TRITON_CACHE_DIR": folder, "INVREF_CACHE": folder}
             for state in ("cold", "warm"):
                 told = _process([module, dtype, device, str(threads), str(n)], places)
                 found[state].append(told["invref"])
