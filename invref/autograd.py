@@ -310,9 +310,11 @@ def decode(dy: Tensor, kept: Tensor | None, packed: Tensor | None, layer: Layer,
         # Under is_grads_batched; linear in dy, whose batch is out of reach of the kernels.
         ones = torch.ones(dy.shape, dtype=dy.dtype, device=dy.device)
         return dy * decode(ones, kept, packed, layer, order)
+    if dy._is_zerotensor():
+        dy = torch.zeros(dy.shape, dtype=dy.dtype, device=dy.device)
     like = dy if kept is None else kept
     order = memory_order(like) if order is None else order
-    if (like.is_meta or type(like) is not Tensor) and _without_numbers(like):
+    if (like.is_meta or type(like) is not Tensor) and _without_numbers(like) and _without_numbers(dy):
         return shaped(dy.new_empty(dy.numel()), dy.shape, order)
     scheme = layer.scheme(like.dtype, like.device)
     packed = _whole(dy, like, packed, scheme)
@@ -329,6 +331,12 @@ def _whole(dy: Tensor, like: Tensor, packed: Tensor | None, scheme: Scheme) -> T
         raise InputError(
             f"backward got {dy.dtype} {tuple(dy.shape)}, an output {like.dtype} {tuple(like.shape)}, {count} bytes of "
             "side codes, which do not belong together: hooks on saved tensors must return what they were given"
+        )
+    if dy.device != like.device or (packed is not None and packed.device != like.device):
+        codes = "" if packed is None else f", side codes on {packed.device}"
+        raise InputError(
+            f"backward got a gradient on {dy.device}, an output on {like.device}{codes}: hooks on saved tensors must "
+            "return them on the device where they were"
         )
     if packed is None:
         return None

@@ -19,6 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional as native
+from torch.testing._internal.two_tensor import TwoTensor
 
 import invref
 from invref import autograd, functional
@@ -344,6 +345,37 @@ def test_tensors_on_the_cpu_are_served_there_whatever_the_default_device_is(tmp_
         assert run.returncode == 0, run.stderr
         found.append(run.stdout)
     assert found[0] == found[1]
+
+
+def test_gradients_that_are_all_zero_need_no_memory() -> None:
+    x = torch.randn(100, requires_grad=True)
+    functional.gelu(x).backward(torch._efficientzerotensor((100,)))
+    assert torch.equal(x.grad, torch.zeros(100))
+
+
+def test_a_gradient_of_another_class_is_decoded_in_its_own_way() -> None:
+    x = torch.randn(100, requires_grad=True)
+    ones = torch.ones(100)
+    (dx,) = torch.autograd.grad(functional.gelu(x), x, TwoTensor(ones, ones.clone()))
+    (expected,) = torch.autograd.grad(functional.gelu(x), x, ones)
+    # By plain torch operations, within 2^-20 of the compiled kernels.
+    assert ((dx - expected).abs() <= 2.0**-20).all()
+
+
+@pytest.mark.parametrize("moved", [torch.float32, torch.uint8])
+def test_what_comes_back_on_another_device_is_refused(moved: torch.dtype) -> None:
+    x = torch.randn(100, requires_grad=True)
+    unpack = lambda kept: kept.to("meta") if kept.dtype == moved else kept  # noqa: E731
+    with torch.autograd.graph.saved_tensors_hooks(lambda kept: kept, unpack):
+        y = functional.gelu(x)
+        with pytest.raises(InputError, match="on the device where they were"):
+            y.sum().backward()
+
+
+def test_a_mode_that_makes_tensors_without_memory_is_refused_those_that_have_some() -> None:
+    x = torch.randn(100, requires_grad=True)
+    with FakeTensorMode(allow_non_fake_inputs=True), pytest.raises(InputError, match="convert it to such a one first"):
+        functional.gelu(x)
 
 
 def test_a_gate_leaves_its_addresses_behind_when_it_is_pickled_or_copied() -> None:

@@ -15,7 +15,7 @@ from invref.kernels import binned_kernels
 from invref.kernels.binned import Tables
 from invref.kernels.blocks import laid_out
 from invref.kernels.machine import Code, made
-from invref.kernels.room import room
+from invref.kernels.room import room, with_numbers
 from invref.kernels.runs import run
 from invref.kernels.sidebits import size
 
@@ -33,7 +33,7 @@ def _backward(bits: int, slots: int) -> Code:
 def pack(edges: tuple[float, ...], bits: int, x: Tensor) -> Tensor:
     """Packed side codes of a float32 tensor in row-major order of its axes; any strides."""
     n = x.numel()
-    packed = x.new_empty(bits * size(n), dtype=torch.uint8)
+    packed = with_numbers(x.new_empty(bits * size(n), dtype=torch.uint8))
     if n:
         layout, held = laid_out(x)
         borders = array("f", edges)

@@ -22,7 +22,7 @@ from invref.kernels import cpu_kernels
 from invref.kernels.blocks import laid_out
 from invref.kernels.codes import Lowest
 from invref.kernels.machine import Code, converts_halves, made
-from invref.kernels.room import room
+from invref.kernels.room import room, with_numbers
 from invref.kernels.runs import run
 from invref.kernels.sidebits import size
 from invref.kernels.vectors import tables
@@ -52,7 +52,7 @@ def packer(threshold: float, dtype: torch.dtype) -> Pack:
 
     def pack(x: Tensor) -> Tensor:
         n = x.numel()
-        packed = x.new_empty(size(n), dtype=torch.uint8)
+        packed = with_numbers(x.new_empty(size(n), dtype=torch.uint8))
         if n:
             layout, held = laid_out(x)
             run(code, (*layout, x.data_ptr(), packed.data_ptr(), bits), n, (x, packed, held))

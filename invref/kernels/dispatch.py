@@ -46,9 +46,12 @@ Decode = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 _PLAIN = (Tensor, torch.nn.Parameter)
 
 
-def fast(x: Tensor) -> Any:
-    """The module of compiled CPU kernels if it serves x: a plain tensor with numbers, of a dtype it can convert."""
-    if not x.is_cpu or type(x) not in _PLAIN or not (cpu := compiled()):
+def fast(x: Tensor, dy: Tensor | None = None) -> Any:
+    """The module of compiled CPU kernels if it serves x: a plain tensor with numbers, of a dtype it can convert.
+
+    dy: a gradient, which must be as plain.
+    """
+    if not x.is_cpu or type(x) not in _PLAIN or (dy is not None and type(dy) not in _PLAIN) or not (cpu := compiled()):
         return None
     return cpu if x.dtype is not float16 or cpu.converts_halves() else None
 
@@ -105,7 +108,7 @@ def backward(decoder: Decoder, dy: Tensor, y: Tensor, packed: Tensor, lowest: co
 
     lowest: what float32 outputs next to the turning value decode to instead.
     """
-    if y.dtype == float32 and fast(y):
+    if y.dtype == float32 and fast(y, dy):
         return on_cells(decoder, lowest)(dy, y, packed)
     dy = dy.reshape(-1).contiguous()
     if gpu.available(y):
@@ -122,7 +125,7 @@ def backward(decoder: Decoder, dy: Tensor, y: Tensor, packed: Tensor, lowest: co
 
 def by_table(table: Tensor, dy: Tensor, y: Tensor, packed: Tensor | None, bits: int) -> Tensor:
     """dy times what a table (sides, 65536) holds for each output y (n,); dy in row-major order, of the same dtype."""
-    if fast(y):
+    if fast(y, dy):
         return on_codes(table, y.dtype, bits)(dy, y, packed)
     dy = dy.reshape(-1).contiguous()
     if not bits and gpu.available(y):

@@ -14,19 +14,30 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from invref.errors import InputError
+
 LARGE = 1 << 25
 """Bytes from which on memory is always fresh, by the allocator of GNU's C library."""
 PAGE = 1 << 21
 
 
 def room(like: Tensor) -> Tensor:
-    """`torch.empty_like` on the CPU."""
-    new = torch.empty_like(like)
+    """`torch.empty_like` on the CPU; InputError where a mode makes tensors without numbers of it."""
+    new = with_numbers(torch.empty_like(like))
     if new.nbytes >= LARGE and (advise := _advise()):
         start = -(-new.data_ptr() // PAGE) * PAGE
         stop = (new.data_ptr() + new.nbytes) // PAGE * PAGE
         # No more than a wish: what it returns does not matter.
         advise(start, stop - start, mmap.MADV_HUGEPAGE)
+    return new
+
+
+def with_numbers(new: Tensor) -> Tensor:
+    """A tensor that was made to be written to; InputError where a mode made it one without memory."""
+    if type(new) is not Tensor:
+        raise InputError(
+            f"a tensor with numbers under a mode whose tensors are {type(new).__name__}: convert it to such a one first"
+        )
     return new
 
 
