@@ -8,10 +8,12 @@ entry at the same time: each replaces it in one step. Must not know what the ent
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import os
 import sys
 import tempfile
+from importlib import resources
 from pathlib import Path
 
 
@@ -30,6 +32,15 @@ def key(*parts: str) -> str:
     """A name for the entry made from these texts."""
     joined = "".join(f"{len(part)}:{part}" for part in parts)
     return hashlib.sha256(joined.encode()).hexdigest()[:40]
+
+
+@functools.cache
+def hash_of(package: str, files: tuple[str, ...]) -> str:
+    """A hash of files of a package: a part of the keys of what is made from them."""
+    digest = hashlib.sha256()
+    for file in files:
+        digest.update((resources.files(package) / file).read_bytes())
+    return digest.hexdigest()
 
 
 def load(name: str) -> str | None:

@@ -327,7 +327,7 @@ def test_machine_code_from_the_cache_is_that_of_these_sources_and_this_processor
     assert written == ["float32"]
     machine.made(write, "float16")
     assert written == ["float32", "float16"]
-    monkeypatch.setattr(machine, "sources", lambda: "others")
+    monkeypatch.setattr(machine, "SOURCES", machine.SOURCES[1:])
     machine.made(write, "float32")
     with monkeypatch.context() as patch:
         patch.setattr(machine, "processor", lambda: ("x86-64", ""))

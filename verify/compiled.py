@@ -6,25 +6,15 @@ alone, which takes its meaning from others too.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable
-from functools import cache
-from importlib import resources
 from typing import Any
 
 import numba
 
+from invref import cache
+
 SOURCES = ("compiled.py", "floor.py", "lookup.py", "oracle.py", "scan.py", "sweep32.py", "window64.py")
 """What compiled code is made from: these modules and the constants that they take from each other."""
-
-
-@cache
-def sources() -> str:
-    """A hash of the files that compiled code depends on."""
-    digest = hashlib.sha256()
-    for name in SOURCES:
-        digest.update((resources.files("verify") / name).read_bytes())
-    return digest.hexdigest()
 
 
 def compiled(**options: Any) -> Callable[[Callable[..., Any]], Any]:
@@ -34,7 +24,7 @@ def compiled(**options: Any) -> Callable[[Callable[..., Any]], Any]:
         try:
             made = numba.njit(nogil=True, cache=True, **options)(function)
             file = made._cache._cache_file
-            file._source_stamp = (file._source_stamp, sources())
+            file._source_stamp = (file._source_stamp, cache.hash_of("verify", SOURCES))
         except (RuntimeError, AttributeError):
             # RuntimeError is Numba's word for a read-only installation whose user has no cache folder, as in many
             # containers; where its cache looks otherwise than known, there is none.

@@ -8,11 +8,10 @@ from __future__ import annotations
 from invref.bins import TERMS
 from invref.kernels.binned import EXPONENTS, MANTISSA, MASK, ONE, SPLIT_BITS
 from invref.kernels.blocks import COUNT, FIRST_OWN, over_blocks, over_groups
+from invref.kernels.cpu_kernels import MIRROR
 from invref.kernels.sidebits import BITS, BLOCK, LANES
 from invref.kernels.vectors import BYTE, FLOAT, INT, Function, Row, Value
 from invref.kernels.vectors import LANES as STEP
-
-MIRROR = 0x7FFFFFFF
 
 
 def pack(wide: bool, bits: int) -> str:

@@ -18,8 +18,6 @@ from invref.kernels.vectors import LANES as STEP
 
 # The arguments of every kernel. Those of one run of several say which it is; where their number is 0, OpenMP is asked.
 RUN, RUNS, OWN_NUMBER, OWN_COUNT, COUNT, INNER, INNER_STRIDE, OUTER, SHAPE, STRIDES, FIRST_OWN = range(11)
-ALONE = (0, 1, 0, 0)
-"""The first of them where there is one run."""
 
 _PLAIN = {FLOAT: INT, DOUBLE: LONG, WORD: WORD, HALF: WORD}
 """As what elements are copied."""
@@ -46,7 +44,7 @@ def laid_out(x: Tensor) -> tuple[tuple[int, ...], Any]:
             axes.append([length, stride])
     shape, strides = array("q", [a[0] for a in axes[:-1]]), array("q", [a[1] for a in axes[:-1]])
     places = (shape.buffer_info()[0], strides.buffer_info()[0])
-    return (*ALONE, n, *axes[-1], len(axes) - 1, *places), (shape, strides)
+    return (0, 1, 0, 0, n, *axes[-1], len(axes) - 1, *places), (shape, strides)
 
 
 Work = Callable[[list[Row], Value, Value], None]

@@ -46,14 +46,14 @@ Decode = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 _PLAIN = (Tensor, torch.nn.Parameter)
 
 
-def fast(x: Tensor, dy: Tensor | None = None) -> Any:
-    """The module of compiled CPU kernels if it serves x: a plain tensor with numbers, of a dtype it can convert.
+def fast(x: Tensor, dy: Tensor | None = None) -> bool:
+    """Whether the compiled CPU kernels serve x: a plain tensor with numbers, of a dtype they can convert.
 
     dy: a gradient, which must be as plain.
     """
     if not x.is_cpu or type(x) not in _PLAIN or (dy is not None and type(dy) not in _PLAIN) or not (cpu := compiled()):
-        return None
-    return cpu if x.dtype is not float16 or cpu.converts_halves() else None
+        return False
+    return x.dtype is not float16 or bool(cpu.converts_halves())
 
 
 def packer(decoder: Decoder, dtype: torch.dtype) -> Callable[[Tensor], Tensor]:

@@ -7,11 +7,9 @@ place to write everything is compiled in each process. Must not know what kernel
 from __future__ import annotations
 
 import base64
-import hashlib
 import platform
 from collections.abc import Callable
 from functools import cache
-from importlib import resources
 from typing import Any
 
 import llvmlite
@@ -46,22 +44,15 @@ def converts_halves() -> bool:
     return not llvm.get_process_triple().startswith(("x86", "i686")) or has("f16c")
 
 
-@cache
-def sources() -> str:
-    """A hash of the files that machine code depends on."""
-    digest = hashlib.sha256()
-    for name in SOURCES:
-        digest.update((resources.files("invref") / name).read_bytes())
-    return digest.hexdigest()
-
-
 def made(write: Callable[..., str], *parameters: Any) -> Code:
     """The kernel that write(wide, *parameters) gives in LLVM's language, from the cache or compiled.
 
     wide: whether the processor has AVX-512.
     """
     title = " ".join([f"{write.__module__}.{write.__qualname__}", *map(repr, parameters)])
-    name = disk.key("machine code", title, sources(), llvmlite.__version__, platform.machine(), *processor())
+    name = disk.key(
+        "machine code", title, disk.hash_of("invref", SOURCES), llvmlite.__version__, platform.machine(), *processor()
+    )
     kept = disk.load(name)
     if kept is None:
         code = _compiled(write(has("avx512f"), *parameters))
