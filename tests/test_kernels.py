@@ -237,6 +237,23 @@ def test_thread_count_position_and_calling_thread_do_not_change_a_bit(name: str)
     assert all(torch.equal(result, expected) for result in results)
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_outputs_at_the_turning_value_decode_to_their_entries_from_the_first_to_the_last(name: str) -> None:
+    decoder = load(name)
+    width = 15
+    lowest = codes.Lowest(FLOAT32.ordinal(float(decoder.turning_y)) - 5, torch.randn(2, width))
+    y = FLOAT32.tensor(lowest.first - 20, width + 40).repeat(2)
+    side = torch.arange(len(y)) >= width + 40
+    packed, dy = sidebits.pack(side), torch.randn(len(y))
+    plain = cpu.on_cells(decoder)(torch.ones_like(y), y, packed)
+    expected = dy * lowest.replace(plain, y, side)
+    assert torch.equal(cpu.on_cells(decoder, lowest)(dy, y, packed), expected)
+    # Outputs of the other sign have no entries, whatever their bits.
+    positive = y.abs()
+    expected = cpu.on_cells(decoder)(dy, positive, packed)
+    assert torch.equal(cpu.on_cells(decoder, lowest)(dy, positive, packed), expected)
+
+
 def test_without_openmp_threads_of_its_own_give_the_same_bits(monkeypatch: pytest.MonkeyPatch) -> None:
     x = torch.randn(400_000)
     y, dy = torch.nn.functional.silu(x), torch.randn(400_000)

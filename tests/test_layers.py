@@ -371,6 +371,15 @@ def test_what_comes_back_on_another_device_is_refused(moved: torch.dtype) -> Non
             y.sum().backward()
 
 
+def test_a_gradient_on_another_device_than_what_comes_back_is_refused() -> None:
+    x = torch.randn(100, device="meta", requires_grad=True)
+    unpack = lambda kept: torch.zeros(kept.shape, dtype=kept.dtype)  # noqa: E731
+    with torch.autograd.graph.saved_tensors_hooks(lambda kept: kept, unpack):
+        y = functional.gelu(x)
+        with pytest.raises(InputError, match="on the device where they were"):
+            y.sum().backward()
+
+
 def test_a_mode_that_makes_tensors_without_memory_is_refused_those_that_have_some() -> None:
     x = torch.randn(100, requires_grad=True)
     with FakeTensorMode(allow_non_fake_inputs=True), pytest.raises(InputError, match="convert it to such a one first"):
