@@ -248,10 +248,10 @@ def test_outputs_at_the_turning_value_decode_to_their_entries_from_the_first_to_
     plain = cpu.on_cells(decoder)(torch.ones_like(y), y, packed)
     expected = dy * lowest.replace(plain, y, side)
     assert torch.equal(cpu.on_cells(decoder, lowest)(dy, y, packed), expected)
-    # Outputs of the other sign have no entries, whatever their bits.
-    positive = y.abs()
-    expected = cpu.on_cells(decoder)(dy, positive, packed)
-    assert torch.equal(cpu.on_cells(decoder, lowest)(dy, positive, packed), expected)
+    # Outputs of the other sign, which lie on the right, have no entries.
+    positive, right = y.abs(), sidebits.pack(torch.ones_like(side))
+    expected = cpu.on_cells(decoder)(dy, positive, right)
+    assert torch.equal(cpu.on_cells(decoder, lowest)(dy, positive, right), expected)
 
 
 def test_without_openmp_threads_of_its_own_give_the_same_bits(monkeypatch: pytest.MonkeyPatch) -> None:
