@@ -364,7 +364,10 @@ def test_a_gradient_of_another_class_is_decoded_by_plain_operations(monkeypatch:
 @pytest.mark.parametrize("moved", [torch.float32, torch.uint8])
 def test_what_comes_back_on_another_device_is_refused(moved: torch.dtype) -> None:
     x = torch.randn(100, requires_grad=True)
-    unpack = lambda kept: kept.to("meta") if kept.dtype == moved else kept  # noqa: E731
+
+    def unpack(kept: torch.Tensor) -> torch.Tensor:
+        return kept.to("meta") if kept.dtype == moved else kept
+
     with torch.autograd.graph.saved_tensors_hooks(lambda kept: kept, unpack):
         y = functional.gelu(x)
         with pytest.raises(InputError, match="on the device where they were"):
@@ -373,7 +376,10 @@ def test_what_comes_back_on_another_device_is_refused(moved: torch.dtype) -> Non
 
 def test_a_gradient_on_another_device_than_what_comes_back_is_refused() -> None:
     x = torch.randn(100, device="meta", requires_grad=True)
-    unpack = lambda kept: torch.zeros(kept.shape, dtype=kept.dtype)  # noqa: E731
+
+    def unpack(kept: torch.Tensor) -> torch.Tensor:
+        return torch.zeros(kept.shape, dtype=kept.dtype)
+
     with torch.autograd.graph.saved_tensors_hooks(lambda kept: kept, unpack):
         y = functional.gelu(x)
         with pytest.raises(InputError, match="on the device where they were"):
