@@ -248,10 +248,28 @@ def test_outputs_at_the_turning_value_decode_to_their_entries_from_the_first_to_
     plain = cpu.on_cells(decoder)(torch.ones_like(y), y, packed)
     expected = dy * lowest.replace(plain, y, side)
     assert torch.equal(cpu.on_cells(decoder, lowest)(dy, y, packed), expected)
+    # The same among themselves: 16 at a time decide whether there is any.
+    y, side = y.repeat_interleave(16), side.repeat_interleave(16)
+    dy, packed = torch.randn(len(y)), sidebits.pack(side)
+    expected = dy * lowest.replace(plain.repeat_interleave(16), y, side)
+    assert torch.equal(cpu.on_cells(decoder, lowest)(dy, y, packed), expected)
     # Outputs of the other sign, which lie on the right, have no entries.
     positive, right = y.abs(), sidebits.pack(torch.ones_like(side))
     expected = cpu.on_cells(decoder)(dy, positive, right)
     assert torch.equal(cpu.on_cells(decoder, lowest)(dy, positive, right), expected)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("right", [False, True])
+def test_each_output_at_the_turning_value_is_clamped_in_whatever_company(name: str, right: bool) -> None:
+    decoder = load(name)
+    start = FLOAT32.ordinal(float(decoder.turning_y)) - 5
+    y = FLOAT32.tensor(start, 30)
+    expected = torch.tensor([spelled_out(decoder, v.item(), right) for v in y])
+    for one in (y, y.repeat_interleave(16), torch.cat([y[:, None], y.new_full((30, 15), -0.1)], 1).view(-1)):
+        packed = sidebits.pack(torch.full_like(one, right, dtype=torch.bool))
+        g = cpu.on_cells(decoder)(torch.ones_like(one), one, packed)
+        assert torch.equal(g[:: len(one) // 30], expected)
 
 
 def test_without_openmp_threads_of_its_own_give_the_same_bits(monkeypatch: pytest.MonkeyPatch) -> None:

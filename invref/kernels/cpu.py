@@ -70,12 +70,26 @@ def _constants(decoder: Decoder) -> tuple[int, Any]:
     return numbers.ctypes.data, numbers
 
 
+def _limit(decoder: Decoder, lowest: Lowest | None) -> int:
+    """The bits of the least float32 above all outputs that the clamp or `lowest` are about."""
+    high, low = decoder.turning_value(np.float32)
+    limit, cut = high, np.float32(decoder.clamps["float32"].cut)
+    while (limit - high) - low < cut:
+        limit = np.nextafter(limit, np.float32(0))
+    bits = int(limit.view(np.int32))
+    if lowest is None:
+        return bits
+    # Negative floats count down as their bits count up.
+    return min(bits, (lowest.first + lowest.values.shape[1]) ^ cpu_kernels.MIRROR)
+
+
 @cache
 def on_cells(decoder: Decoder, lowest: Lowest | None = None) -> Decode:
     """Decodes float32: dy * g(y, s)."""
     address, numbers = _constants(decoder)
     near = (0, 0, 0) if lowest is None else (lowest.values.data_ptr(), lowest.values.shape[1], lowest.first)
-    return partial(_decode, made(cpu_kernels.cells, lowest is not None), (address, *near), (numbers, lowest))
+    own = (address, _limit(decoder, lowest), *near)
+    return partial(_decode, made(cpu_kernels.cells, lowest is not None), own, (numbers, lowest))
 
 
 @cache

@@ -69,44 +69,53 @@ MIRROR = 0x7FFFFFFF
 def cells(wide: bool, near: bool) -> str:
     """dx = dy * g(y, s), with g on the cells of a decoder; the algorithm of `decoders.Cells`, step by step.
 
-    near: whether outputs next to the turning value, which is negative, decode to entries of a table instead.
+    What only outputs next to the turning value need is done where there are any, below a limit, and anew then.
+    near: whether some of these, which are negative, decode to entries of a table instead.
     """
     f = Function(wide)
     dy, y, dx = (f.row(FIRST_OWN + i, FLOAT) for i in range(3))
     packed, table = f.row(FIRST_OWN + 3, BYTE), f.row(FIRST_OWN + 4, FLOAT)
     numbers = [table.spread(SIZE + i) for i in range(SCALARS)]
     high, low, cut, base, slope, split, end, right_scale, left_scale, tail_scale = numbers
+    limit = f.argument(FIRST_OWN + 5).narrowed(INT).reinterpreted(FLOAT).spread()
     if near:
-        lowest, width = f.row(FIRST_OWN + 5, FLOAT), f.argument(FIRST_OWN + 6).narrowed(INT).spread()
-        first = f.argument(FIRST_OWN + 7).narrowed(INT).spread()
+        lowest, width = f.row(FIRST_OWN + 6, FLOAT), f.argument(FIRST_OWN + 7).narrowed(INT).spread()
+        first = f.argument(FIRST_OWN + 8).narrowed(INT).spread()
+
+    def derivative(v: Value, d: Value, right: Value) -> Value:
+        """At a distance d from the turning value, or in the tail."""
+        tail = ~right & (v > split)
+        u = tail.choose(-v, d).sqrt()
+        u = (u > end).choose(end, u)
+        scale = right.choose(right_scale, tail.choose(tail_scale, left_scale))
+        from_side = tail.choose(u.filled(_FROM_TAIL), _FROM_LEFT)
+        place = u.times_plus(scale, right.choose(0.0, from_side))
+        cell = place.truncated()
+        z = place - cell.as_float()
+        *coefficients, g = table.look_up(DEGREE + 1, cell)
+        for coefficient in reversed(coefficients):
+            g = g.times_plus(z, coefficient)
+        return g * tail.choose(v, 1.0)
+
+    def at_the_turn(v: Value, d: Value, right: Value) -> Value:
+        g = derivative(v, (d < cut).choose(base + slope * (d > 0.0).choose(d, 0.0), d), right)
+        if not near:
+            return g
+        index = (v.reinterpreted(INT) ^ MIRROR) - first
+        inside = index < width
+        return inside.choose(lowest.gather(inside.choose(index + right.choose(width, 0), 0)), g)
 
     def work(rows: list[Row], block: Value, count: Value) -> None:
         dys, ys, out = rows
 
         def step(at: Value, byte: Value, bit: Value) -> None:
             mask = (f.number(1) << bit).narrowed(BYTE).spread()
-            v, d_out = ys.load(at), dys.load(at)
+            v = ys.load(at)
             right = (packed.load(block * LANES + byte) & mask) > 0
             d = (v - high) - low
-            d = (d < cut).choose(base + slope * (d > 0.0).choose(d, 0.0), d)
-            tail = ~right & (v > split)
-            u = tail.choose(-v, d).sqrt()
-            u = (u > end).choose(end, u)
-            scale = right.choose(right_scale, tail.choose(tail_scale, left_scale))
-            from_side = tail.choose(u.filled(_FROM_TAIL), _FROM_LEFT)
-            place = u.times_plus(scale, right.choose(0.0, from_side))
-            cell = place.truncated()
-            z = place - cell.as_float()
-            *coefficients, g = table.look_up(DEGREE + 1, cell)
-            for coefficient in reversed(coefficients):
-                g = g.times_plus(z, coefficient)
-            out.store(at, d_out * (g * tail.choose(v, 1.0)))
-            if near:
-                index = (v.reinterpreted(INT) ^ MIRROR) - first
-                inside = index < width
-                with f.whenever(inside.any(), likely=False):
-                    index = inside.choose(index + right.choose(width, 0), 0)
-                    out.store(at, inside.choose(d_out * lowest.gather(index), out.load(at)))
+            out.store(at, dys.load(at) * derivative(v, d, right))
+            with f.whenever((v < limit).any(), likely=False):
+                out.store(at, dys.load(at) * at_the_turn(v, d, right))
 
         over_groups(f, count, step)
 
