@@ -31,8 +31,8 @@ Array = npt.NDArray[np.float64]
 _ONE_AT_A_TIME = threading.Lock()
 
 PATTERNS = 1 << 16
-SLICE = 7
-"""Shorter than any vector register, so that every element goes through the scalar tail."""
+PAIR = 32
+"""Bytes of two of the smallest vector registers, as torch's loops take them: less goes through the scalar tail."""
 WIDEST = 64
 """No vector register holds more elements of 16 bits and the unrolled loop around it."""
 SPAN = 7
@@ -186,7 +186,7 @@ def _outputs(forward: Forward, x: Tensor, slices: bool) -> tuple[Tensor, ...]:
         threads = torch.get_num_threads()
         try:
             torch.set_num_threads(1)
-            return forward(x), torch.cat([forward(part) for part in x.split(SLICE)])
+            return forward(x), torch.cat([forward(part) for part in x.split(PAIR // x.element_size() - 1)])
         finally:
             torch.set_num_threads(threads)
 
