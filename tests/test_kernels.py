@@ -281,8 +281,8 @@ def test_without_openmp_threads_of_its_own_give_the_same_bits(monkeypatch: pytes
     monkeypatch.setattr(runs_module, "_hand_out", lambda runs: (handed.append(len(runs)), hand_out(runs)))
     try:
         results = []
-        for openmp in (runs_module._openmp(), None):
-            monkeypatch.setattr(runs_module, "_openmp", lambda found=openmp: found)
+        for openmp in (runs_module.openmp(), None):
+            monkeypatch.setattr(runs_module, "openmp", lambda found=openmp: found)
             for threads in (1, 3):
                 torch.set_num_threads(threads)
                 results.append(cpu.on_cells(load("silu"))(dy, y, cpu.packer(-1.27, torch.float32)(x)))

@@ -38,7 +38,7 @@ def pack(edges: tuple[float, ...], bits: int, x: Tensor) -> Tensor:
         layout, held = laid_out(x)
         borders = array("f", edges)
         places = (x.data_ptr(), packed.data_ptr(), borders.buffer_info()[0], len(edges))
-        run(_pack(bits), (*layout, *places), n, (x, packed, borders, held))
+        run(_pack(bits), n, (x, packed, borders, held), *layout, *places)
     return packed
 
 
@@ -53,5 +53,5 @@ def backward(tables: Tables, dy: Tensor, y: Tensor, packed: Tensor | None, bits:
             tables.lowest_first, tables.lowest_count, tables.lowest_at, tables.lowest,
         )  # fmt: skip
         places = (dy.data_ptr(), y.data_ptr(), dx.data_ptr(), sides, *(column.data_ptr() for column in columns))
-        run(_backward(bits, tables.slots), (*layout, *places), n, (tables, dy, y, dx, packed, held))
+        run(_backward(bits, tables.slots), n, (tables, dy, y, dx, packed, held), *layout, *places)
     return dx

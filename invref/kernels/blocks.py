@@ -26,14 +26,14 @@ _LOWEST = {FLOAT: float("-inf"), DOUBLE: float("-inf"), WORD: 0xFF80, HALF: floa
 
 
 def laid_out(x: Tensor) -> tuple[tuple[int, ...], Any]:
-    """The first arguments of a kernel for a tensor of some elements, and what must live as long as it runs.
+    """The arguments of a kernel from `COUNT` to `STRIDES` for a tensor of some elements, and what they point to.
 
-    That it is one run, the elements, the length and the stride of the last axis, and the number, the shape and the
-    strides of the others.
+    That is the elements, the length and the stride of the last axis, and the number, the shape and the strides of the
+    others.
     """
     n = x.numel()
     if x.is_contiguous():
-        return (0, 1, 0, 0, n, n, 1, 0, 0, 0), None
+        return (n, n, 1, 0, 0, 0), None
     axes: list[list[int]] = []
     for length, stride in zip(x.shape, x.stride(), strict=True):
         if length == 1:
@@ -44,7 +44,7 @@ def laid_out(x: Tensor) -> tuple[tuple[int, ...], Any]:
             axes.append([length, stride])
     shape, strides = array("q", [a[0] for a in axes[:-1]]), array("q", [a[1] for a in axes[:-1]])
     places = (shape.buffer_info()[0], strides.buffer_info()[0])
-    return (0, 1, 0, 0, n, *axes[-1], len(axes) - 1, *places), (shape, strides)
+    return (n, *axes[-1], len(axes) - 1, *places), (shape, strides)
 
 
 Work = Callable[[list[Row], Value, Value], None]

@@ -55,7 +55,7 @@ def packer(threshold: float, dtype: torch.dtype) -> Pack:
         packed = with_numbers(x.new_empty(size(n), dtype=torch.uint8))
         if n:
             layout, held = laid_out(x)
-            run(code, (*layout, x.data_ptr(), packed.data_ptr(), bits), n, (x, packed, held))
+            run(code, n, (x, packed, held), *layout, x.data_ptr(), packed.data_ptr(), bits)
         return packed
 
     return pack
@@ -107,6 +107,6 @@ def _decode(code: Code, own: tuple[int, ...], needed: object, dy: Tensor, y: Ten
     if n := y.numel():
         layout, held = laid_out(dy)
         sides = 0 if packed is None else packed.data_ptr()
-        arguments = (*layout, dy.data_ptr(), y.data_ptr(), dx.data_ptr(), sides, *own)
-        run(code, arguments, n, (dy, y, packed, dx, held, needed))
+        places = (dy.data_ptr(), y.data_ptr(), dx.data_ptr(), sides)
+        run(code, n, (dy, y, packed, dx, held, needed), *layout, *places, *own)
     return dx

@@ -9,19 +9,15 @@ Must not know what kernels do.
 
 from __future__ import annotations
 
-import ctypes
 import os
 import threading
-from array import array
 from collections.abc import Callable
-from functools import cache, partial
+from functools import partial
 from queue import SimpleQueue
-from typing import Any
 
 import torch
 
-from invref.kernels.blocks import OWN_COUNT, OWN_NUMBER, RUNS
-from invref.kernels.calls import caller
+from invref.kernels.calls import caller, openmp
 from invref.kernels.machine import Code
 from invref.kernels.sidebits import BLOCK
 
@@ -91,31 +87,15 @@ def _hand_out(runs: list[Callable[[], None]]) -> None:
         raise errors[0]
 
 
-@cache
-def _openmp() -> tuple[Any, int, int] | None:
-    """OpenMP's parallel region, and where functions are that tell a thread its number and theirs: those of torch."""
-    try:
-        library = ctypes.CDLL(torch._C.__file__)
-        region, whom = library.GOMP_parallel, (library.omp_get_thread_num, library.omp_get_num_threads)
-    except (OSError, AttributeError):
-        return None
-    region.argtypes, region.restype = (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint), None
-    own, count = (ctypes.cast(function, ctypes.c_void_p).value or 0 for function in whom)
-    return region, own, count
-
-
-def run(code: Code, arguments: tuple[int, ...], n: int, held: Held) -> None:
-    """Runs machine code over n elements; of its arguments the first four say that it is one run (`blocks`)."""
+def run(code: Code, n: int, held: Held, *arguments: int) -> None:
+    """Runs machine code over n elements, with its arguments from `blocks.COUNT` on."""
     if n <= SERIAL or (threads := min(torch.get_num_threads(), -(-n // BLOCK))) == 1:
-        caller()(code, *arguments)
-    elif not _forked and (openmp := _openmp()):
-        words = array("q", arguments)
-        region, words[OWN_NUMBER], words[OWN_COUNT] = openmp
-        words[RUNS] = 0
-        region(code, words.buffer_info()[0], threads, 0)
+        caller()(code, 0, 1, *arguments)
+    elif not _forked and openmp():
+        caller()(code, threads, 0, *arguments)
     else:
-        _hand_out([partial(_one_of, code, arguments, held, i, threads) for i in range(threads)])
+        _hand_out([partial(_one_of, code, i, threads, arguments, held) for i in range(threads)])
 
 
-def _one_of(code: Code, arguments: tuple[int, ...], held: Held, own: int, count: int) -> None:
-    caller()(code, own, count, *arguments[2:])
+def _one_of(code: Code, own: int, count: int, arguments: tuple[int, ...], held: Held) -> None:
+    caller()(code, own, count, *arguments)
