@@ -20,9 +20,9 @@ from torch.autograd.function import Function
 
 from invref.errors import InputError, TwiceError
 from invref.formats import BY_DTYPE, FORMATS
-from invref.kernels import sidebits
+from invref.kernels import dispatch, sidebits
 from invref.kernels.room import LARGE
-from invref.kernels.scheme import Scheme
+from invref.kernels.scheme import Plain, Scheme
 
 Forward = Callable[[Tensor], Tensor]
 Second = Callable[[Tensor, Tensor | None], Tensor]
@@ -126,13 +126,21 @@ def _computed(x: Tensor, forward: Forward, layer: Layer) -> tuple[Tensor, Tensor
     if x.is_cuda and not _promoted(x, layer) and (both := _fused(x, layer)) is not None:
         return *both, memory_order(x), layer.scheme(x.dtype, x.device)
     y = forward(x) if x.nbytes < LARGE else _large(x, forward, layer)
+    scheme = layer.scheme(y.dtype, y.device)
+    plain = getattr(scheme, "plain", None)
+    if plain and x.dtype is y.dtype and _is_plain(x) and y.is_contiguous():
+        return y, plain.pack(x), _PLAIN[: y.dim()], scheme
     # Under autocast the forward may return another dtype than it was given.
     source = x if y.dtype == x.dtype else x.to(y.dtype)
-    scheme = layer.scheme(y.dtype, y.device)
     if source.is_contiguous() and y.is_contiguous() and not source.is_neg():
         return y, scheme.pack(source), _PLAIN[: y.dim()], scheme
     order = memory_order(y)
     return y, scheme.pack(ordered(source, order)), order, scheme
+
+
+def _is_plain(x: Tensor) -> bool:
+    """Whether the kernels of a scheme's `plain` can read x as it lies in memory."""
+    return type(x) in dispatch.PLAIN and x.is_cpu and x.is_contiguous() and not x.is_neg()
 
 
 def _large(x: Tensor, forward: Forward, layer: Layer) -> Tensor:
@@ -313,19 +321,37 @@ def decode(dy: Tensor, kept: Tensor | None, packed: Tensor | None, layer: Layer,
     if dy._is_zerotensor():
         dy = torch.zeros(dy.shape, dtype=dy.dtype, device=dy.device)
     like = dy if kept is None else kept
-    order = memory_order(like) if order is None else order
     if (like.is_meta or type(like) is not Tensor) and _without_numbers(like) and _without_numbers(dy):
+        order = memory_order(like) if order is None else order
         return shaped(dy.new_empty(dy.numel()), dy.shape, order)
     scheme = layer.scheme(like.dtype, like.device)
-    packed = _whole(dy, like, packed, scheme)
-    if dy.dim() == 1 and dy.is_contiguous() and like.is_contiguous() and not dy.is_neg() and not like.is_neg():
-        return scheme.backward(dy, kept, packed)
+    plain: Plain | None = getattr(scheme, "plain", None)
+    if plain and packed is not None and _are_plain(dy, like, packed, scheme.bits):
+        return plain.decode(dy, like, packed)
+    _check_what_came_back(dy, like, packed, scheme)
+    order = memory_order(like) if order is None else order
+    packed = packed if packed is None or packed.is_contiguous() else packed.contiguous()
     decoded = scheme.backward(ordered(dy, order), flat(like, order) if scheme.keeps_output else None, packed)
     return decoded if dy.dim() == 1 else shaped(decoded, dy.shape, order)
 
 
-def _whole(dy: Tensor, like: Tensor, packed: Tensor | None, scheme: Scheme) -> Tensor | None:
-    """The side codes, contiguous; InputError where what was kept is not what comes back, as hooks may have it."""
+def _are_plain(dy: Tensor, y: Tensor, packed: Tensor, bits: int) -> bool:
+    """Whether the kernels of a scheme's `plain` can read what belongs together as it lies in memory."""
+    return (
+        _is_plain(dy)
+        and _is_plain(y)
+        and dy.dtype is y.dtype
+        and dy.shape == y.shape
+        and type(packed) is Tensor
+        and packed.is_cpu
+        and packed.dtype is torch.uint8
+        and packed.numel() == bits * sidebits.size(y.numel())
+        and packed.is_contiguous()
+    )
+
+
+def _check_what_came_back(dy: Tensor, like: Tensor, packed: Tensor | None, scheme: Scheme) -> None:
+    """InputError where what was kept is not what comes back, as hooks may have it."""
     count = -1 if packed is None else packed.numel()
     if dy.shape != like.shape or dy.dtype is not like.dtype or count != side_bytes(scheme, like):
         raise InputError(
@@ -338,11 +364,8 @@ def _whole(dy: Tensor, like: Tensor, packed: Tensor | None, scheme: Scheme) -> T
             f"backward got a gradient on {dy.device}, an output on {like.device}{codes}: hooks on saved tensors must "
             "return them on the device where they were"
         )
-    if packed is None:
-        return None
-    if packed.dtype != torch.uint8:
+    if packed is not None and packed.dtype is not torch.uint8:
         raise InputError(f"side codes came back as {packed.dtype}: hooks on saved tensors must leave uint8 as it is")
-    return packed if packed.is_contiguous() else packed.contiguous()
 
 
 def side_bytes(scheme: Scheme, like: Tensor) -> int:

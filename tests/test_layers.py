@@ -357,12 +357,14 @@ def test_a_gradient_of_another_class_is_decoded_by_plain_operations(monkeypatch:
     x = torch.randn(100, requires_grad=True)
     ones = torch.ones(100)
     (dx,) = torch.autograd.grad(functional.gelu(x), x, TwoTensor(ones, ones.clone()))
+    monkeypatch.setattr(autograd, "_are_plain", lambda *_: False)
     monkeypatch.setattr(dispatch, "fast", lambda *_: False)
     assert torch.equal(dx, torch.autograd.grad(functional.gelu(x), x, ones)[0])
 
 
 @pytest.mark.parametrize("moved", [torch.float32, torch.uint8])
-def test_what_comes_back_on_another_device_is_refused(moved: torch.dtype) -> None:
+@pytest.mark.parametrize("dy", [torch.ones(100), torch.ones(1).expand(100)], ids=["dense", "expanded"])
+def test_what_comes_back_on_another_device_is_refused(dy: torch.Tensor, moved: torch.dtype) -> None:
     x = torch.randn(100, requires_grad=True)
 
     def unpack(kept: torch.Tensor) -> torch.Tensor:
@@ -371,7 +373,20 @@ def test_what_comes_back_on_another_device_is_refused(moved: torch.dtype) -> Non
     with torch.autograd.graph.saved_tensors_hooks(lambda kept: kept, unpack):
         y = functional.gelu(x)
         with pytest.raises(InputError, match="on the device where they were"):
-            y.sum().backward()
+            y.backward(dy)
+
+
+def _doubled(kept: torch.Tensor) -> TwoTensor:
+    return TwoTensor(kept.detach(), kept.detach().clone())
+
+
+def test_what_comes_back_of_another_class_is_decoded_by_plain_operations(monkeypatch: pytest.MonkeyPatch) -> None:
+    x = torch.randn(100, requires_grad=True)
+    with torch.autograd.graph.saved_tensors_hooks(lambda kept: kept, _doubled):
+        (dx,) = torch.autograd.grad(functional.gelu(x), x, torch.ones(100))
+    monkeypatch.setattr(autograd, "_are_plain", lambda *_: False)
+    monkeypatch.setattr(dispatch, "fast", lambda *_: False)
+    assert torch.equal(dx, torch.autograd.grad(functional.gelu(x), x, torch.ones(100))[0])
 
 
 def test_a_gradient_on_another_device_than_what_comes_back_is_refused() -> None:
@@ -491,6 +506,7 @@ def test_hooks_may_lay_saved_tensors_out_otherwise_but_not_change_them(name: str
         return leaf.grad
 
     assert torch.equal(gradient(lambda t: torch.stack([t, t], 1)[:, 0]), expected)
+    assert torch.equal(gradient(lambda t: torch.stack([t, t], 1)[:, 0] if t.dtype == torch.uint8 else t), expected)
     with pytest.raises(InputError, match="must return what they were given"):
         gradient(lambda t: t[:64])
     with pytest.raises(InputError, match="hooks on saved tensors"):

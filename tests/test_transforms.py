@@ -304,15 +304,27 @@ def test_of_all_layers_only_prelu_changes_its_dtype_under_cpu_autocast():
 
 def test_a_forward_that_widens_is_decoded_in_the_dtype_of_its_output():
     # As softplus is under autocast on a GPU: 16 bit in, float32 out.
-    made = layers.get("softplus 1.0 20.0")
-    widened = Layer("widened", lambda x: made.forward(x.float()), made.scheme, made.second)
-    x = torch.randn(1000).bfloat16().requires_grad_()
-    y = autograd.inverted(x, widened.forward, widened)
-    assert y.dtype == torch.float32
-    (dx,) = torch.autograd.grad(y.sum(), x)
-    leaf = x.detach().float().requires_grad_()
-    (expected,) = torch.autograd.grad(functional.softplus(leaf).sum(), leaf)
-    assert torch.equal(dx, expected.bfloat16())
+    for key, function in (("softplus 1.0 20.0", functional.softplus), ("gelu", functional.gelu)):
+        made = layers.get(key)
+        widened = Layer("widened", lambda x, made=made: made.forward(x.float()), made.scheme, made.second)
+        x = torch.randn(1000).bfloat16().requires_grad_()
+        y = autograd.inverted(x, widened.forward, widened)
+        assert y.dtype == torch.float32
+        (dx,) = torch.autograd.grad(y.sum(), x)
+        leaf = x.detach().float().requires_grad_()
+        (expected,) = torch.autograd.grad(function(leaf).sum(), leaf)
+        assert torch.equal(dx, expected.bfloat16())
+
+
+def test_a_forward_that_lays_its_output_out_otherwise_is_decoded_where_its_elements_lie():
+    made = layers.get("gelu")
+    turned = Layer("turned", lambda x: made.forward(x).t().contiguous().t(), made.scheme, made.second)
+    x = torch.randn(30, 40, requires_grad=True)
+    dy = torch.randn(30, 40)
+    y = autograd.inverted(x, turned.forward, turned)
+    assert y.stride() == (1, 30)
+    (dx,) = torch.autograd.grad(y, x, dy)
+    assert torch.equal(dx, torch.autograd.grad(functional.gelu(x), x, dy)[0])
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])

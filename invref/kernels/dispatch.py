@@ -43,7 +43,7 @@ def compiled() -> Any:
 
 Decode = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 """(dy, y, packed) -> dx."""
-_PLAIN = (Tensor, torch.nn.Parameter)
+PLAIN = (Tensor, torch.nn.Parameter)
 
 
 def fast(x: Tensor, dy: Tensor | None = None) -> bool:
@@ -51,9 +51,15 @@ def fast(x: Tensor, dy: Tensor | None = None) -> bool:
 
     dy: a gradient, which must be as plain.
     """
-    if not x.is_cpu or type(x) not in _PLAIN or (dy is not None and type(dy) not in _PLAIN) or not (cpu := compiled()):
+    if not x.is_cpu or type(x) not in PLAIN or (dy is not None and type(dy) not in PLAIN):
         return False
-    return x.dtype is not float16 or bool(cpu.converts_halves())
+    return serves(x.dtype)
+
+
+def serves(dtype: torch.dtype) -> bool:
+    """Whether the compiled CPU kernels serve plain tensors of a dtype."""
+    cpu = compiled()
+    return bool(cpu) and (dtype is not float16 or bool(cpu.converts_halves()))
 
 
 def packer(decoder: Decoder, dtype: torch.dtype) -> Callable[[Tensor], Tensor]:

@@ -23,7 +23,7 @@ from invref.kernels import binscheme, closed, codes, dispatch, gpu, naive, slope
 from invref.kernels.closed import Form, keep
 from invref.kernels.codes import Forward, Lowest, Slope
 from invref.kernels.room import room
-from invref.kernels.scheme import Scheme
+from invref.kernels.scheme import Plain, Scheme
 
 ROOT = "polynomials in the signed root"
 DIP = -0.16997
@@ -121,6 +121,13 @@ class Gate:
     def _pack(self) -> Callable[[Tensor], Tensor]:
         """`dispatch.pack` where compiled kernels serve, ready to be called."""
         return dispatch.packer(load(self.name), self.dtype)
+
+    @cached_property
+    def plain(self) -> Plain | None:
+        """The compiled kernels, where they serve."""
+        if self.dtype == torch.float64 or not dispatch.serves(self.dtype):
+            return None
+        return Plain(self._pack, lambda dy, y, packed: self._decode(dy, y, packed))
 
     def size(self, n: int, device: torch.device) -> int:
         """How many bytes the side bits of n elements take there."""

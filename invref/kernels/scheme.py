@@ -22,6 +22,17 @@ Gradient = Callable[[Tensor, Tensor | None], Tensor]
 """(outputs (n,), side codes uint8 (n,) or None) -> the derivative (n,): float64 for float64 outputs, else float32."""
 
 
+@dataclass(frozen=True)
+class Plain:
+    """`pack` and `backward` of a scheme for contiguous tensors of any shape on the CPU, without further questions.
+
+    Neither lazily negated nor of a class of their own, of one shape and dtype, with the side codes that belong to them.
+    """
+
+    pack: Callable[[Tensor], Tensor]
+    decode: Callable[[Tensor, Tensor, Tensor], Tensor]
+
+
 class Scheme(Protocol):
     """How one call of a layer stores what backward needs."""
 
