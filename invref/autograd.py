@@ -128,7 +128,7 @@ def _computed(x: Tensor, forward: Forward, layer: Layer) -> tuple[Tensor, Tensor
     y = forward(x) if x.nbytes < LARGE else _large(x, forward, layer)
     scheme = layer.scheme(y.dtype, y.device)
     plain = getattr(scheme, "plain", None)
-    if plain and x.dtype is y.dtype and _is_plain(x) and y.is_contiguous():
+    if plain and x.dtype is y.dtype and _is_plain(x):
         return y, plain.pack(x), _PLAIN[: y.dim()], scheme
     # Under autocast the forward may return another dtype than it was given.
     source = x if y.dtype == x.dtype else x.to(y.dtype)

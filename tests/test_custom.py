@@ -3,6 +3,7 @@ import pickle
 
 import pytest
 import torch
+from torch.testing._internal.two_tensor import TwoTensor
 
 import invref
 from invref import custom
@@ -33,6 +34,19 @@ def cache_directory(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("INVREF_CACHE", str(tmp_path_factory.mktemp("cache")))
         yield
+
+
+@pytest.mark.parametrize("wrapped", [(True, False), (False, True)])
+def test_what_comes_back_of_another_class_is_decoded_by_plain_operations(wrapped):
+    def unpack(kept):
+        kept = kept.detach()
+        return TwoTensor(kept, kept.clone()) if wrapped[kept.dtype == torch.uint8] else kept
+
+    activation = from_formula(NEW["wave"])
+    x = torch.randn(1000)
+    with torch.autograd.graph.saved_tensors_hooks(lambda kept: kept, unpack):
+        dx = gradient(activation, x)
+    assert torch.equal(dx, gradient(activation, x))
 
 
 def gradient(activation, x):

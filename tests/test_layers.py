@@ -376,17 +376,23 @@ def test_what_comes_back_on_another_device_is_refused(dy: torch.Tensor, moved: t
             y.backward(dy)
 
 
-def _doubled(kept: torch.Tensor) -> TwoTensor:
-    return TwoTensor(kept.detach(), kept.detach().clone())
+@names
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("wrapped", [(True, False), (False, True), (True, True)])
+def test_what_comes_back_of_another_class_is_decoded_by_plain_operations(
+    name: str, dtype: torch.dtype, wrapped: tuple[bool, bool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def unpack(kept: torch.Tensor) -> torch.Tensor:
+        kept = kept.detach()
+        return TwoTensor(kept, kept.clone()) if wrapped[kept.dtype == torch.uint8] else kept
 
-
-def test_what_comes_back_of_another_class_is_decoded_by_plain_operations(monkeypatch: pytest.MonkeyPatch) -> None:
-    x = torch.randn(100, requires_grad=True)
-    with torch.autograd.graph.saved_tensors_hooks(lambda kept: kept, _doubled):
-        (dx,) = torch.autograd.grad(functional.gelu(x), x, torch.ones(100))
+    layer = LAYERS[name][0]
+    x = torch.randn(100, dtype=dtype, requires_grad=True)
+    with torch.autograd.graph.saved_tensors_hooks(lambda kept: kept, unpack):
+        (dx,) = torch.autograd.grad(layer(x), x, torch.ones_like(x))
     monkeypatch.setattr(autograd, "_are_plain", lambda *_: False)
     monkeypatch.setattr(dispatch, "fast", lambda *_: False)
-    assert torch.equal(dx, torch.autograd.grad(functional.gelu(x), x, torch.ones(100))[0])
+    assert torch.equal(dx, torch.autograd.grad(layer(x), x, torch.ones_like(x))[0])
 
 
 def test_a_gradient_on_another_device_than_what_comes_back_is_refused() -> None:

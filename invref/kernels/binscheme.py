@@ -46,7 +46,7 @@ class Binned:
     def backward(self, dy: Tensor, y: Tensor | None, packed: Tensor | None) -> Tensor:
         """dy times the derivative."""
         assert y is not None
-        if dispatch.fast(y, dy):
+        if dispatch.fast(y, dy, packed):
             from invref.kernels import binned_cpu
 
             return binned_cpu.backward(self.tables, dy, y, packed, self.bits)

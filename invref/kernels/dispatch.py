@@ -46,14 +46,14 @@ Decode = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 PLAIN = (Tensor, torch.nn.Parameter)
 
 
-def fast(x: Tensor, dy: Tensor | None = None) -> bool:
+def fast(x: Tensor, *others: Tensor | None) -> bool:
     """Whether the compiled CPU kernels serve x: a plain tensor with numbers, of a dtype they can convert.
 
-    dy: a gradient, which must be as plain.
+    others: what else they read beside it, which must be as plain.
     """
-    if not x.is_cpu or type(x) not in PLAIN or (dy is not None and type(dy) not in PLAIN):
+    if not x.is_cpu or type(x) not in PLAIN:
         return False
-    return serves(x.dtype)
+    return all(other is None or type(other) in PLAIN for other in others) and serves(x.dtype)
 
 
 def serves(dtype: torch.dtype) -> bool:
@@ -114,7 +114,7 @@ def backward(decoder: Decoder, dy: Tensor, y: Tensor, packed: Tensor, lowest: co
 
     lowest: what float32 outputs next to the turning value decode to instead.
     """
-    if y.dtype == float32 and fast(y, dy):
+    if y.dtype == float32 and fast(y, dy, packed):
         return on_cells(decoder, lowest)(dy, y, packed)
     dy = dy.reshape(-1).contiguous()
     if gpu.available(y):
@@ -131,7 +131,7 @@ def backward(decoder: Decoder, dy: Tensor, y: Tensor, packed: Tensor, lowest: co
 
 def by_table(table: Tensor, dy: Tensor, y: Tensor, packed: Tensor | None, bits: int) -> Tensor:
     """dy times what a table (sides, 65536) holds for each output y (n,); dy in row-major order, of the same dtype."""
-    if fast(y, dy):
+    if fast(y, dy, packed):
         return on_codes(table, y.dtype, bits)(dy, y, packed)
     dy = dy.reshape(-1).contiguous()
     if not bits and gpu.available(y):

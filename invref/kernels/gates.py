@@ -144,7 +144,7 @@ class Gate:
     def backward(self, dy: Tensor, y: Tensor | None, packed: Tensor | None) -> Tensor:
         """dy * g(y, s)."""
         assert y is not None and packed is not None
-        if dispatch.fast(y, dy) and self.dtype != torch.float64:
+        if dispatch.fast(y, dy, packed) and self.dtype != torch.float64:
             return self._decode(dy, y, packed)
         decoder, form = load(self.name), _form(self.name)
         if BY_DTYPE[y.dtype].bits == 16:
