@@ -2,8 +2,10 @@
 
 import csv
 import json
+from collections import Counter
 from contextlib import nullcontext
 from dataclasses import fields, replace
+from itertools import chain, pairwise
 
 import pytest
 import torch
@@ -103,12 +105,27 @@ def interleaved(clock, seconds):
     return speed_clock.interleaved(runs, clock, seconds, now=lambda: clock.spent)
 
 
-def test_every_round_has_everyone_once_in_turned_order():
+@pytest.mark.parametrize("count", range(1, 8))
+def test_everyone_has_every_place_and_comes_after_anyone_else_equally_often(count):
+    names = [str(i) for i in range(count)]
+    rounds = [speed_clock.order(names, turn) for turn in range(2 * count)]
+    assert all(sorted(row) == names for row in rounds)
+    places = Counter((name, place) for row in rounds for place, name in enumerate(row))
+    assert set(places.values()) == {2}
+    pairs = Counter(pair for row in rounds for pair in pairwise(row))
+    assert set(pairs.values()) == ({2} if count > 1 else set())
+    # Between rounds everyone comes after itself as often.
+    seams = Counter(before[-1] for before, after in pairwise([*rounds, rounds[0]]) if before[-1] == after[0])
+    assert set(seams) == set(names)
+    assert len(set(seams.values())) == 1
+
+
+def test_every_round_has_everyone_once_in_its_order():
     clock = FakeClock({OURS: 2.0, THEIRS: 1.0, COPY: 4.0})
     times = interleaved(clock, 0.0)
     order = [name for name, _ in clock.noted[3:]]  # the first three are the warm-up
-    forwards = [OURS, THEIRS, COPY]
-    assert order == (forwards + forwards[::-1]) * (speed_clock.LEAST // 2)
+    rounds = (speed_clock.order([OURS, THEIRS, COPY], turn) for turn in range(speed_clock.LEAST))
+    assert order == list(chain.from_iterable(rounds))
     assert times.rounds == speed_clock.LEAST
     assert {name: set(taken.tolist()) for name, taken in times.seconds.items()} == {OURS: {2}, THEIRS: {1}, COPY: {4}}
 
