@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -46,6 +47,25 @@ class Layer:
     scheme: Callable[[torch.dtype, torch.device], Scheme]
     second: Callable[[torch.dtype, torch.device], Second | None]
     promoted: tuple[str, ...] = ()
+
+    @cached_property
+    def plain(self) -> _Plains:
+        """What serves plain tensors of a dtype on the CPU; None where nothing does."""
+        return _Plains(self.scheme)
+
+
+class _Plains(dict[torch.dtype, Plain | None]):
+    """The `plain` of schemes, looked up once a dtype."""
+
+    def __init__(self, scheme: Callable[[torch.dtype, torch.device], Scheme]) -> None:
+        self._scheme = scheme
+
+    def __missing__(self, dtype: torch.dtype) -> Plain | None:
+        found = self[dtype] = getattr(self._scheme(dtype, _CPU), "plain", None)
+        return found
+
+
+_CPU = torch.device("cpu")
 
 
 def checked(name: str, x: Tensor) -> None:
@@ -108,11 +128,12 @@ class _Inverted(Function):
             packed = scheme.pack(ordered(x, order))
             y = forward(x)
             ctx.mark_dirty(x)
+            keeps = scheme.keeps_output
         else:
-            y, packed, order, scheme = _computed(x, forward, layer)
+            y, packed, order, keeps = _computed(x, forward, layer)
         kept = y.detach()
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(kept if scheme.keeps_output else None, packed)
+        ctx.save_for_backward(kept if keeps else None, packed)
         ctx.rest = layer, order
         return y, kept
 
@@ -121,26 +142,22 @@ class _Inverted(Function):
         return _gradient(ctx, dy, through), None, None, None
 
 
-def _computed(x: Tensor, forward: Forward, layer: Layer) -> tuple[Tensor, Tensor | None, list[int], Scheme]:
-    """The output, the packed side codes, their order of axes and the scheme."""
+def _computed(x: Tensor, forward: Forward, layer: Layer) -> tuple[Tensor, Tensor | None, list[int], bool]:
+    """The output, the packed side codes, their order of axes, and whether backward needs the output."""
     if x.is_cuda and not _promoted(x, layer) and (both := _fused(x, layer)) is not None:
-        return *both, memory_order(x), layer.scheme(x.dtype, x.device)
+        return *both, memory_order(x), layer.scheme(x.dtype, x.device).keeps_output
     y = forward(x) if x.nbytes < LARGE else _large(x, forward, layer)
+    # Written out, as below in `_served`: each call of a function takes longer than what it asks here.
+    plain = x.is_cpu and type(x) in dispatch.PLAIN and x.is_contiguous() and not x.is_neg()
+    if plain and y.dtype is x.dtype and (kernels := layer.plain[y.dtype]):
+        return y, kernels.pack(x), _PLAIN[: x.dim()], True
     scheme = layer.scheme(y.dtype, y.device)
-    plain = getattr(scheme, "plain", None)
-    if plain and x.dtype is y.dtype and _is_plain(x):
-        return y, plain.pack(x), _PLAIN[: y.dim()], scheme
     # Under autocast the forward may return another dtype than it was given.
     source = x if y.dtype == x.dtype else x.to(y.dtype)
     if source.is_contiguous() and y.is_contiguous() and not source.is_neg():
-        return y, scheme.pack(source), _PLAIN[: y.dim()], scheme
+        return y, scheme.pack(source), _PLAIN[: y.dim()], scheme.keeps_output
     order = memory_order(y)
-    return y, scheme.pack(ordered(source, order)), order, scheme
-
-
-def _is_plain(x: Tensor) -> bool:
-    """Whether the kernels of a scheme's `plain` can read x as it lies in memory."""
-    return type(x) in dispatch.PLAIN and x.is_cpu and x.is_contiguous() and not x.is_neg()
+    return y, scheme.pack(ordered(source, order)), order, scheme.keeps_output
 
 
 def _large(x: Tensor, forward: Forward, layer: Layer) -> Tensor:
@@ -154,11 +171,13 @@ def _gradient(ctx: Any, dy: Tensor | None, through: Tensor | None) -> Tensor | N
     """What x owes to the output and to what is kept."""
     if dy is None:
         return through
+    kept, packed = ctx.saved_tensors
+    layer, order = ctx.rest
     dx: Tensor
     if torch.is_grad_enabled() or transformed():
-        dx = _Decode.apply(dy, *ctx.saved_tensors, *ctx.rest)  # type: ignore[no-untyped-call]
+        dx = _Decode.apply(dy, kept, packed, layer, order)  # type: ignore[no-untyped-call]
     else:
-        dx = decode(dy, *ctx.saved_tensors, *ctx.rest)
+        dx = decode(dy, kept, packed, layer, order)
     return dx if through is None else dx + through
 
 
@@ -314,6 +333,8 @@ def _batched(
 
 def decode(dy: Tensor, kept: Tensor | None, packed: Tensor | None, layer: Layer, order: list[int] | None) -> Tensor:
     """dx of dy, from the output (None where it is not kept) and the side codes in an order of axes, or in memory's."""
+    if kept is not None and (plain := _served(dy, kept, packed, layer)):
+        return plain.decode(dy, kept, packed)
     if _batched_gradient(dy):
         # Under is_grads_batched; linear in dy, whose batch is out of reach of the kernels.
         ones = torch.ones(dy.shape, dtype=dy.dtype, device=dy.device)
@@ -325,9 +346,6 @@ def decode(dy: Tensor, kept: Tensor | None, packed: Tensor | None, layer: Layer,
         order = memory_order(like) if order is None else order
         return shaped(dy.new_empty(dy.numel()), dy.shape, order)
     scheme = layer.scheme(like.dtype, like.device)
-    plain: Plain | None = getattr(scheme, "plain", None)
-    if plain and packed is not None and _are_plain(dy, like, packed, scheme.bits):
-        return plain.decode(dy, like, packed)
     _check_what_came_back(dy, like, packed, scheme)
     order = memory_order(like) if order is None else order
     packed = packed if packed is None or packed.is_contiguous() else packed.contiguous()
@@ -335,19 +353,26 @@ def decode(dy: Tensor, kept: Tensor | None, packed: Tensor | None, layer: Layer,
     return decoded if dy.dim() == 1 else shaped(decoded, dy.shape, order)
 
 
-def _are_plain(dy: Tensor, y: Tensor, packed: Tensor, bits: int) -> bool:
-    """Whether the kernels of a scheme's `plain` can read what belongs together as it lies in memory."""
-    return (
-        _is_plain(dy)
-        and _is_plain(y)
-        and dy.dtype is y.dtype
-        and dy.shape == y.shape
+def _served(dy: Tensor, y: Tensor, packed: Tensor | None, layer: Layer) -> Plain | None:
+    """The kernels that read a gradient, an output and side codes where they lie in memory, if they belong together."""
+    if (
+        type(dy) in dispatch.PLAIN
+        and type(y) is Tensor
         and type(packed) is Tensor
+        and dy.is_cpu
+        and y.is_cpu
         and packed.is_cpu
+        and dy.dtype is y.dtype
         and packed.dtype is torch.uint8
-        and packed.numel() == bits * sidebits.size(y.numel())
+        and dy.shape == y.shape
+        and y.is_contiguous()
         and packed.is_contiguous()
-    )
+        and not (dy.is_neg() or y.is_neg() or dy._is_zerotensor() or _batched_gradient(dy))
+        and (plain := layer.plain[y.dtype])
+        and packed.numel() == plain.bits * sidebits.size(y.numel())
+    ):
+        return plain
+    return None
 
 
 def _check_what_came_back(dy: Tensor, like: Tensor, packed: Tensor | None, scheme: Scheme) -> None:

@@ -357,7 +357,7 @@ def test_a_gradient_of_another_class_is_decoded_by_plain_operations(monkeypatch:
     x = torch.randn(100, requires_grad=True)
     ones = torch.ones(100)
     (dx,) = torch.autograd.grad(functional.gelu(x), x, TwoTensor(ones, ones.clone()))
-    monkeypatch.setattr(autograd, "_are_plain", lambda *_: False)
+    monkeypatch.setattr(autograd, "_served", lambda *_: None)
     monkeypatch.setattr(dispatch, "fast", lambda *_: False)
     assert torch.equal(dx, torch.autograd.grad(functional.gelu(x), x, ones)[0])
 
@@ -390,7 +390,7 @@ def test_what_comes_back_of_another_class_is_decoded_by_plain_operations(
     x = torch.randn(100, dtype=dtype, requires_grad=True)
     with torch.autograd.graph.saved_tensors_hooks(lambda kept: kept, unpack):
         (dx,) = torch.autograd.grad(layer(x), x, torch.ones_like(x))
-    monkeypatch.setattr(autograd, "_are_plain", lambda *_: False)
+    monkeypatch.setattr(autograd, "_served", lambda *_: None)
     monkeypatch.setattr(dispatch, "fast", lambda *_: False)
     assert torch.equal(dx, torch.autograd.grad(layer(x), x, torch.ones_like(x))[0])
 
@@ -404,7 +404,21 @@ def test_a_gradient_on_another_device_than_what_comes_back_is_refused() -> None:
     with torch.autograd.graph.saved_tensors_hooks(lambda kept: kept, unpack):
         y = functional.gelu(x)
         with pytest.raises(InputError, match="on the device where they were"):
-            y.sum().backward()
+            y.backward(torch.ones(100, device="meta"))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_an_input_of_another_class_is_packed_by_plain_operations(
+    dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    x = torch.randn(100).to(dtype)
+    both = TwoTensor(x, x.clone()).requires_grad_()
+    ones = torch.ones_like(x)
+    (dx,) = torch.autograd.grad(functional.gelu(both), both, TwoTensor(ones, ones.clone()))
+    monkeypatch.setattr(autograd, "_served", lambda *_: None)
+    monkeypatch.setattr(dispatch, "fast", lambda *_: False)
+    leaf = x.clone().requires_grad_()
+    assert torch.equal(dx.a, torch.autograd.grad(functional.gelu(leaf), leaf, ones)[0])
 
 
 def test_a_mode_that_makes_tensors_without_memory_is_refused_those_that_have_some() -> None:
@@ -512,6 +526,7 @@ def test_hooks_may_lay_saved_tensors_out_otherwise_but_not_change_them(name: str
         return leaf.grad
 
     assert torch.equal(gradient(lambda t: torch.stack([t, t], 1)[:, 0]), expected)
+    assert torch.equal(gradient(lambda t: torch._neg_view(-t) if t.is_floating_point() else t), expected)
     assert torch.equal(gradient(lambda t: torch.stack([t, t], 1)[:, 0] if t.dtype == torch.uint8 else t), expected)
     with pytest.raises(InputError, match="must return what they were given"):
         gradient(lambda t: t[:64])

@@ -35,7 +35,7 @@ def pack(edges: tuple[float, ...], bits: int, x: Tensor) -> Tensor:
     n = x.numel()
     packed = with_numbers(x.new_empty(bits * size(n), dtype=torch.uint8))
     if n:
-        layout, held = laid_out(x)
+        layout, held = laid_out(x, n)
         borders = array("f", edges)
         places = (x.data_ptr(), packed.data_ptr(), borders.buffer_info()[0], len(edges))
         run(_pack(bits), n, (x, packed, borders, held), *layout, *places)
@@ -46,7 +46,7 @@ def backward(tables: Tables, dy: Tensor, y: Tensor, packed: Tensor | None, bits:
     """dy * f' of float32 tensors; dy: any strides, y: flat and contiguous, both in the order of `packed`."""
     dx = room(y)
     if n := y.numel():
-        layout, held = laid_out(dy)
+        layout, held = laid_out(dy, n)
         sides, bits = (0, 0) if packed is None else (packed.data_ptr(), bits)
         columns = (
             tables.start, tables.high, tables.low, tables.side, tables.octaves, tables.rows,

@@ -25,13 +25,11 @@ _LOWEST = {FLOAT: float("-inf"), DOUBLE: float("-inf"), WORD: 0xFF80, HALF: floa
 """Minus infinity; words are bfloat16."""
 
 
-def laid_out(x: Tensor) -> tuple[tuple[int, ...], Any]:
-    """The arguments of a kernel from `COUNT` to `STRIDES` for a tensor of some elements, and what they point to.
+def laid_out(x: Tensor, n: int) -> tuple[tuple[int, ...], Any]:
+    """The arguments of a kernel from `COUNT` to `STRIDES` for a tensor of n >= 1 elements, and what they point to.
 
-    That is the elements, the length and the stride of the last axis, and the number, the shape and the strides of the
-    others.
+    That is n, the length and the stride of the last axis, and the number, the shape and the strides of the others.
     """
-    n = x.numel()
     if x.is_contiguous():
         return (n, n, 1, 0, 0, 0), None
     axes: list[list[int]] = []

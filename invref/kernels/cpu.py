@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable
-from functools import cache, partial
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -54,7 +54,7 @@ def packer(threshold: float, dtype: torch.dtype) -> Pack:
         n = x.numel()
         packed = with_numbers(x.new_empty(size(n), dtype=torch.uint8))
         if n:
-            layout, held = laid_out(x)
+            layout, held = laid_out(x, n)
             run(code, n, (x, packed, held), *layout, x.data_ptr(), packed.data_ptr(), bits)
         return packed
 
@@ -89,7 +89,7 @@ def on_cells(decoder: Decoder, lowest: Lowest | None = None) -> Decode:
     address, numbers = _constants(decoder)
     near = (0, 0, 0) if lowest is None else (lowest.values.data_ptr(), lowest.values.shape[1], lowest.first)
     own = (address, _limit(decoder, lowest), *near)
-    return partial(_decode, made(cpu_kernels.cells, lowest is not None), own, (numbers, lowest))
+    return _decoder(made(cpu_kernels.cells, lowest is not None), own, (numbers, lowest))
 
 
 @cache
@@ -99,14 +99,19 @@ def _on_codes(dtype: torch.dtype, bits: int) -> Code:
 
 def on_codes(table: Tensor, dtype: torch.dtype, bits: int) -> Decode:
     """Decodes 16 bit: dy times the derivative that a table (sides, 65536) of float32 holds for each code."""
-    return partial(_decode, _on_codes(dtype, bits), (table.data_ptr(),), table)
+    return _decoder(_on_codes(dtype, bits), (table.data_ptr(),), table)
 
 
-def _decode(code: Code, own: tuple[int, ...], needed: object, dy: Tensor, y: Tensor, packed: Tensor | None) -> Tensor:
-    dx = room(y)
-    if n := y.numel():
-        layout, held = laid_out(dy)
-        sides = 0 if packed is None else packed.data_ptr()
-        places = (dy.data_ptr(), y.data_ptr(), dx.data_ptr(), sides)
-        run(code, n, (dy, y, packed, dx, held, needed), *layout, *places, *own)
-    return dx
+def _decoder(code: Code, own: tuple[int, ...], needed: object) -> Decode:
+    """Calls a kernel whose last arguments are `own`; needed: what they are the addresses of."""
+
+    def decode(dy: Tensor, y: Tensor, packed: Tensor | None) -> Tensor:
+        dx = room(y)
+        if n := y.numel():
+            sides = 0 if packed is None else packed.data_ptr()
+            places = (dy.data_ptr(), y.data_ptr(), dx.data_ptr(), sides, *own)
+            layout, held = laid_out(dy, n)
+            run(code, n, (dy, y, packed, dx, held, needed), *layout, *places)
+        return dx
+
+    return decode

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from invref.kernels import dispatch, sidebits
 from invref.kernels.codes import CodeOf as CodeOf
+from invref.kernels.dispatch import Decode
 
 MOST_BITS = 4
 
@@ -22,15 +23,21 @@ Gradient = Callable[[Tensor, Tensor | None], Tensor]
 """(outputs (n,), side codes uint8 (n,) or None) -> the derivative (n,): float64 for float64 outputs, else float32."""
 
 
-@dataclass(frozen=True)
 class Plain:
     """`pack` and `backward` of a scheme for contiguous tensors of any shape on the CPU, without further questions.
 
-    Neither lazily negated nor of a class of their own, of one shape and dtype, with the side codes that belong to them.
+    Neither lazily negated nor of a class of their own, of one shape and dtype, with the side codes that belong to them,
+    `bits` an element. The output is kept; the incoming gradient may have any strides.
     """
 
-    pack: Callable[[Tensor], Tensor]
-    decode: Callable[[Tensor, Tensor, Tensor], Tensor]
+    def __init__(self, bits: int, pack: Callable[[Tensor], Tensor], make: Callable[[], Decode]) -> None:
+        """make: gives `decode` when that is first called."""
+        self.bits, self.pack, self._make = bits, pack, make
+        self.decode: Decode = self._first
+
+    def _first(self, dy: Tensor, y: Tensor, packed: Tensor | None) -> Tensor:
+        self.decode = self._make()
+        return self.decode(dy, y, packed)
 
 
 class Scheme(Protocol):
