@@ -149,7 +149,7 @@ def _computed(x: Tensor, forward: Forward, layer: Layer) -> tuple[Tensor, Tensor
     y = forward(x) if x.nbytes < LARGE else _large(x, forward, layer)
     # Written out, as below in `_served`: each call of a function takes longer than what it asks here.
     plain = x.is_cpu and type(x) in dispatch.PLAIN and x.is_contiguous() and not x.is_neg()
-    if plain and y.dtype is x.dtype and (kernels := layer.plain[y.dtype]):
+    if plain and y.dtype is x.dtype and y.is_contiguous() and (kernels := layer.plain[y.dtype]):
         return y, kernels.pack(x), _PLAIN[: x.dim()], True
     scheme = layer.scheme(y.dtype, y.device)
     # Under autocast the forward may return another dtype than it was given.
@@ -333,7 +333,7 @@ def _batched(
 
 def decode(dy: Tensor, kept: Tensor | None, packed: Tensor | None, layer: Layer, order: list[int] | None) -> Tensor:
     """dx of dy, from the output (None where it is not kept) and the side codes in an order of axes, or in memory's."""
-    if kept is not None and (plain := _served(dy, kept, packed, layer)):
+    if kept is not None and (plain := _served(dy, kept, packed, layer, order)):
         return plain.decode(dy, kept, packed)
     if _batched_gradient(dy):
         # Under is_grads_batched; linear in dy, whose batch is out of reach of the kernels.
@@ -353,7 +353,7 @@ def decode(dy: Tensor, kept: Tensor | None, packed: Tensor | None, layer: Layer,
     return decoded if dy.dim() == 1 else shaped(decoded, dy.shape, order)
 
 
-def _served(dy: Tensor, y: Tensor, packed: Tensor | None, layer: Layer) -> Plain | None:
+def _served(dy: Tensor, y: Tensor, packed: Tensor | None, layer: Layer, order: list[int] | None) -> Plain | None:
     """The kernels that read a gradient, an output and side codes where they lie in memory, if they belong together."""
     if (
         type(dy) in dispatch.PLAIN
@@ -366,6 +366,7 @@ def _served(dy: Tensor, y: Tensor, packed: Tensor | None, layer: Layer) -> Plain
         and packed.dtype is torch.uint8
         and dy.shape == y.shape
         and y.is_contiguous()
+        and (order is None or order == _PLAIN[: y.dim()])
         and packed.is_contiguous()
         and not (dy.is_neg() or y.is_neg() or dy._is_zerotensor() or _batched_gradient(dy))
         and (plain := layer.plain[y.dtype])

@@ -536,6 +536,28 @@ def test_hooks_may_lay_saved_tensors_out_otherwise_but_not_change_them(name: str
         gradient(lambda t: t if t.is_floating_point() else t.int())
 
 
+@names
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_hooks_may_bring_a_tensor_back_with_its_axes_in_another_order(name: str, dtype: torch.dtype) -> None:
+    x = torch.randn(2, 3, 5, 7).to(dtype).to(memory_format=torch.channels_last).requires_grad_()
+    dy = torch.randn(2, 3, 5, 7).to(dtype)
+    layer = LAYERS[name][0]
+    (expected,) = torch.autograd.grad(layer(x), x, dy)
+    with torch.autograd.graph.saved_tensors_hooks(lambda kept: kept, torch.Tensor.contiguous):
+        (dx,) = torch.autograd.grad(layer(x), x, dy)
+    assert torch.equal(dx, expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_operator_decodes_in_the_order_in_which_it_packed(dtype: torch.dtype) -> None:
+    x, dy = torch.randn(2, 2, 3, 5, 7).to(dtype)
+    results = []
+    for order in ([0, 1, 2, 3], [0, 2, 3, 1], [3, 1, 0, 2]):
+        y, packed = torch.ops.invref.forward(x, "gelu", [], order)
+        results.append(torch.ops.invref.backward(dy, y, packed, "gelu", [], order))
+    assert all(torch.equal(result, results[0]) for result in results)
+
+
 def test_the_operator_reads_nothing_beyond_its_tensors() -> None:
     y, bits = torch.ones(5120), torch.zeros(640, dtype=torch.uint8)
     for args in ((torch.ones(10), y, bits), (y, y, bits[:64]), (y, torch.ones(10), bits), (y.double(), y, bits)):

@@ -324,7 +324,13 @@ def test_a_forward_that_lays_its_output_out_otherwise_is_decoded_where_its_eleme
     y = autograd.inverted(x, turned.forward, turned)
     assert y.stride() == (1, 30)
     (dx,) = torch.autograd.grad(y, x, dy)
-    assert torch.equal(dx, torch.autograd.grad(functional.gelu(x), x, dy)[0])
+    (expected,) = torch.autograd.grad(functional.gelu(x), x, dy)
+    assert torch.equal(dx, expected)
+    x = x.detach()
+    tangent = torch.func.jvp(lambda x: autograd.inverted(x, turned.forward, turned), (x,), (dy,))[1]
+    assert torch.equal(tangent, expected)
+    dx = torch.func.grad(lambda x: (autograd.inverted(x, turned.forward, turned) * dy).sum())(x)
+    assert torch.equal(dx, expected)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
