@@ -548,6 +548,50 @@ def test_hooks_may_bring_a_tensor_back_with_its_axes_in_another_order(name: str,
     assert torch.equal(dx, expected)
 
 
+LAYOUTS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+    "as they are": lambda t: t,
+    "contiguous": torch.Tensor.contiguous,
+    "channels last": lambda t: t.contiguous(memory_format=torch.channels_last) if t.dim() == 4 else t,
+    "negated": lambda t: torch._neg_view(-t) if t.is_floating_point() else t,
+}
+
+
+@st.composite
+def laid(draw: st.DrawFn, shape: list[int], dtype: torch.dtype, seed: int) -> torch.Tensor:
+    """Normal numbers with axes in any order in memory, every other of more, one for all, or with a lazy minus."""
+    order = draw(st.permutations(range(len(shape))))
+    x = torch.randn([shape[i] for i in order], generator=torch.Generator().manual_seed(seed)).to(dtype)
+    x = x.permute([order.index(i) for i in range(len(shape))])
+    how = draw(st.sampled_from(["as it is", "contiguous", "every other", "expanded", "negated"]))
+    if how == "contiguous":
+        return x.contiguous()
+    if how == "every other":
+        return torch.stack([x, x], -1)[..., 0]
+    if how == "expanded":
+        return torch.ones((), dtype=dtype).expand(shape)
+    return torch._neg_view(x) if how == "negated" else x
+
+
+@given(st.data())
+@settings(deadline=None, max_examples=200)
+def test_the_way_of_plain_tensors_gives_the_bits_of_the_general_one(data: st.DataObject) -> None:
+    layer = LAYERS[data.draw(st.sampled_from(sorted(LAYERS)))][0]
+    dtype = data.draw(st.sampled_from([torch.float32, torch.bfloat16, torch.float16]))
+    shape = data.draw(st.lists(st.sampled_from([0, 1, 2, 3, 5, 8, 17]), max_size=5))
+    x, dy = (data.draw(laid(shape, dtype, seed)) for seed in (1, 2))
+    unpack = LAYOUTS[data.draw(st.sampled_from(sorted(LAYOUTS)))]
+
+    def gradient() -> torch.Tensor:
+        leaf = x.detach().requires_grad_()
+        with torch.autograd.graph.saved_tensors_hooks(lambda kept: kept, unpack):
+            return torch.autograd.grad(layer(leaf), leaf, dy)[0]
+
+    dx = gradient()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(autograd, "_served", lambda *_: None)
+        assert torch.equal(bits(dx), bits(gradient()))
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_the_operator_decodes_in_the_order_in_which_it_packed(dtype: torch.dtype) -> None:
     x, dy = torch.randn(2, 2, 3, 5, 7).to(dtype)
