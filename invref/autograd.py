@@ -9,83 +9,31 @@ missing term. Must not know activations.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
 import torch
-from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensor
+from torch import Tensor, is_grad_enabled
 from torch.autograd import forward_ad
 from torch.autograd.function import Function
 
-from invref.errors import InputError, TwiceError
-from invref.formats import BY_DTYPE, FORMATS
-from invref.kernels import dispatch, sidebits
+from invref.decoding import Forward, Layer, decode, fit, without_numbers
+from invref.errors import TwiceError
+from invref.kernels.dispatch import PLAIN
 from invref.kernels.room import LARGE
-from invref.kernels.scheme import Plain, Scheme
+from invref.order import AXES, flat, memory_order, ordered, shaped
 
-Forward = Callable[[Tensor], Tensor]
-Second = Callable[[Tensor, Tensor | None], Tensor]
-"""(outputs (n,), packed side codes) -> f''(x) (n,), in float64 for float64 outputs, else in float32."""
-
-_batched_gradient: Callable[[Tensor], bool] = torch._C._functorch.is_legacy_batchedtensor
-_functorch_active: Callable[[], bool] = getattr(torch._C, "_are_functorch_transforms_active", lambda: True)
-
-
-@dataclass(frozen=True, eq=False)
-class Layer:
-    """What the gradient of an activation with its arguments is decoded from, and how.
-
-    key: a text from which any process makes the same layer; forward: y of x, out of place; scheme, second: for a dtype
-    on a device, and of that dtype: None where f'' is 0 everywhere; `second` raises TwiceError where there is none;
-    promoted: the kinds of device on which autocast has the forward turn 16-bit inputs into float32.
-    """
-
-    key: str
-    forward: Forward
-    scheme: Callable[[torch.dtype, torch.device], Scheme]
-    second: Callable[[torch.dtype, torch.device], Second | None]
-    promoted: tuple[str, ...] = ()
-
-    @cached_property
-    def plain(self) -> _Plains:
-        """What serves plain tensors of a dtype on the CPU; None where nothing does."""
-        return _Plains(self.scheme)
-
-
-class _Plains(dict[torch.dtype, Plain | None]):
-    """The `plain` of schemes, looked up once a dtype."""
-
-    def __init__(self, scheme: Callable[[torch.dtype, torch.device], Scheme]) -> None:
-        self._scheme = scheme
-
-    def __missing__(self, dtype: torch.dtype) -> Plain | None:
-        found = self[dtype] = getattr(self._scheme(dtype, _CPU), "plain", None)
-        return found
-
-
-_CPU = torch.device("cpu")
-
-
-def checked(name: str, x: Tensor) -> None:
-    """InputError unless x is a tensor of one of the formats."""
-    if not isinstance(x, Tensor):
-        raise InputError(f"{name} takes a tensor, not {type(x).__name__}: wrap it in torch.tensor(...)")
-    if x.layout != torch.strided or x.is_nested:
-        raise InputError(f"{name} takes dense tensors, not {x.layout}: convert with x.to_dense() or to_padded_tensor()")
-    if x.dtype not in BY_DTYPE:
-        raise InputError(f"{name} takes {', '.join(FORMATS)}, not {x.dtype}: convert with x.float() first")
+functorch_active: Callable[[], bool] = getattr(torch._C, "_are_functorch_transforms_active", lambda: True)
+"""Whether a transform of torch.func is looking on."""
 
 
 def transformed() -> bool:
     """Whether a transform of torch.func, or forward mode, may be looking on."""
-    return _functorch_active() or forward_ad._current_level >= 0
+    return functorch_active() or forward_ad._current_level >= 0
 
 
 def wants_gradient(x: Tensor) -> bool:
     """Whether something may be differentiated by x; torch.func's transforms hide that inside."""
-    return torch.is_grad_enabled() and (x.requires_grad or _functorch_active())
+    return is_grad_enabled() and (x.requires_grad or functorch_active())
 
 
 def inverted(x: Tensor, forward: Forward, layer: Layer, inplace: bool = False) -> Tensor:
@@ -105,8 +53,8 @@ def tracked(x: Tensor, forward: Forward, layer: Layer, inplace: bool = False) ->
         return x.copy_(y) if inplace else y
     if inplace and x._is_view():
         # Autograd has no function of several outputs that writes into a view.
-        return x.copy_(_apply(x, layer.forward, layer, False)[0])  # type: ignore[no-untyped-call]
-    y = _apply(x, forward, layer, inplace)[0]  # type: ignore[no-untyped-call]
+        return x.copy_(recorded(x, layer.forward, layer, False)[0])
+    y = recorded(x, forward, layer, inplace)[0]
     return y
 
 
@@ -119,45 +67,80 @@ class _Inverted(Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, forward: Forward, layer: Layer, inplace: bool) -> tuple[Tensor, Tensor]:
-        if inplace:
-            # Moves no data, and raises what autograd has against writing into x before anything is written.
-            with torch.enable_grad():
-                x.copy_(x)
-            order = memory_order(x)
-            scheme = layer.scheme(x.dtype, x.device)
-            packed = scheme.pack(ordered(x, order))
-            y = forward(x)
-            ctx.mark_dirty(x)
-            keeps = scheme.keeps_output
+        # Written out, as is `fit`: a call of a function takes longer than what it asks here.
+        if (
+            type(x) in PLAIN
+            and x.is_cpu
+            and x.is_contiguous()
+            and not (inplace or x.is_neg())
+            and (plain := layer.plain[x.dtype])
+        ):
+            y = forward(x) if x.nbytes < LARGE else _large(x, forward, layer)
+            if y.dtype is x.dtype and y.is_contiguous():
+                kept = y.detach()
+                ctx.set_materialize_grads(False)
+                ctx.save_for_backward(kept, plain.pack(x))
+                ctx.rest, ctx.plain = (layer, AXES[: x.dim()]), plain
+                return y, kept
+            packed, order, keeps = _packed(x, y, layer)
+        elif inplace:
+            y, packed, order, keeps = _overwritten(ctx, x, forward, layer)
         else:
             y, packed, order, keeps = _computed(x, forward, layer)
         kept = y.detach()
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(kept if keeps else None, packed)
-        ctx.rest = layer, order
+        ctx.rest, ctx.plain = (layer, order), None
         return y, kept
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor | None, through: Tensor | None) -> tuple[Tensor | None, ...]:
-        return _gradient(ctx, dy, through), None, None, None
+        if dy is None:
+            return through, None, None, None
+        kept, packed = ctx.saved_tensors
+        if (
+            through is None
+            and (plain := ctx.plain)
+            and not (is_grad_enabled() or functorch_active() or forward_ad._current_level >= 0)
+            and fit(dy, kept, packed, plain)
+        ):
+            return plain.decode(dy, kept, packed), None, None, None
+        return _gradient(dy, through, kept, packed, *ctx.rest), None, None, None
 
 
-def _computed(x: Tensor, forward: Forward, layer: Layer) -> tuple[Tensor, Tensor | None, list[int], bool]:
-    """The output, the packed side codes, their order of axes, and whether backward needs the output."""
+_Packed = tuple[Tensor | None, list[int], bool]
+"""The packed side codes, their order of axes, and whether backward needs the output."""
+
+
+def _overwritten(ctx: Any, x: Tensor, forward: Forward, layer: Layer) -> tuple[Tensor, *_Packed]:
+    """The output, which is x, and what is packed."""
+    # Moves no data, and raises what autograd has against writing into x before anything is written.
+    with torch.enable_grad():
+        x.copy_(x)
+    order = memory_order(x)
+    scheme = layer.scheme(x.dtype, x.device)
+    packed = scheme.pack(ordered(x, order))
+    y = forward(x)
+    ctx.mark_dirty(x)
+    return y, packed, order, scheme.keeps_output
+
+
+def _computed(x: Tensor, forward: Forward, layer: Layer) -> tuple[Tensor, *_Packed]:
+    """The output and what is packed."""
     if x.is_cuda and not _promoted(x, layer) and (both := _fused(x, layer)) is not None:
         return *both, memory_order(x), layer.scheme(x.dtype, x.device).keeps_output
     y = forward(x) if x.nbytes < LARGE else _large(x, forward, layer)
-    # Written out, as below in `_served`: each call of a function takes longer than what it asks here.
-    plain = x.is_cpu and type(x) in dispatch.PLAIN and x.is_contiguous() and not x.is_neg()
-    if plain and y.dtype is x.dtype and y.is_contiguous() and (kernels := layer.plain[y.dtype]):
-        return y, kernels.pack(x), _PLAIN[: x.dim()], True
+    return y, *_packed(x, y, layer)
+
+
+def _packed(x: Tensor, y: Tensor, layer: Layer) -> _Packed:
     scheme = layer.scheme(y.dtype, y.device)
     # Under autocast the forward may return another dtype than it was given.
     source = x if y.dtype == x.dtype else x.to(y.dtype)
     if source.is_contiguous() and y.is_contiguous() and not source.is_neg():
-        return y, scheme.pack(source), _PLAIN[: y.dim()], scheme.keeps_output
+        return scheme.pack(source), AXES[: y.dim()], scheme.keeps_output
     order = memory_order(y)
-    return y, scheme.pack(ordered(source, order)), order, scheme.keeps_output
+    return scheme.pack(ordered(source, order)), order, scheme.keeps_output
 
 
 def _large(x: Tensor, forward: Forward, layer: Layer) -> Tensor:
@@ -167,14 +150,17 @@ def _large(x: Tensor, forward: Forward, layer: Layer) -> Tensor:
     return forward(x) if y is None else y
 
 
-def _gradient(ctx: Any, dy: Tensor | None, through: Tensor | None) -> Tensor | None:
+def _gradient(
+    dy: Tensor,
+    through: Tensor | None,
+    kept: Tensor | None,
+    packed: Tensor | None,
+    layer: Layer,
+    order: list[int] | None,
+) -> Tensor:
     """What x owes to the output and to what is kept."""
-    if dy is None:
-        return through
-    kept, packed = ctx.saved_tensors
-    layer, order = ctx.rest
     dx: Tensor
-    if torch.is_grad_enabled() or transformed():
+    if is_grad_enabled() or transformed():
         dx = _Decode.apply(dy, kept, packed, layer, order)  # type: ignore[no-untyped-call]
     else:
         dx = decode(dy, kept, packed, layer, order)
@@ -194,7 +180,7 @@ class _Transformed(Function):
         layer = inputs[2]
         _, packed, kept = output
         order = None
-        if not _functorch_active():
+        if not functorch_active():
             order = memory_order(kept)
             if not layer.scheme(kept.dtype, kept.device).keeps_output:
                 kept = None
@@ -202,7 +188,8 @@ class _Transformed(Function):
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor | None, _: None, through: Tensor | None) -> tuple[Tensor | None, ...]:
-        return _gradient(ctx, dy, through), None, None
+        dx = through if dy is None else _gradient(dy, through, *ctx.saved_tensors, *ctx.rest)
+        return dx, None, None
 
     @staticmethod
     def jvp(ctx: Any, tangent: Tensor, *_: None) -> tuple[Tensor | None, ...]:
@@ -216,8 +203,11 @@ class _Transformed(Function):
         return _Transformed.apply(*args), (at, None, at)  # type: ignore[no-untyped-call]
 
 
-_apply = super(Function, _Inverted).apply
-"""Without torch.func's transforms there are no default arguments to bind, which costs as much as all the rest."""
+recorded: Callable[[Tensor, Forward, Layer, bool], tuple[Tensor, Tensor]] = super(Function, _Inverted).apply
+"""(x, forward, layer, inplace) -> y, and what is kept, where no transform looks on.
+
+Without torch.func's transforms there are no default arguments to bind, which costs as much as all the rest.
+"""
 
 
 def _promoted(x: Tensor, layer: Layer) -> bool:
@@ -281,7 +271,7 @@ class _Bend(Function):
         a: Tensor, b: Tensor, kept: Tensor, packed: Tensor | None, layer: Layer, order: list[int] | None
     ) -> Tensor:
         second = layer.second(kept.dtype, kept.device)
-        if second is None or _without_numbers(kept):
+        if second is None or without_numbers(kept):
             return torch.zeros_like(a)
         order = memory_order(kept) if order is None else order
         curve = second(flat(kept, order), packed)
@@ -329,118 +319,3 @@ def _batched(
         for i in range(count)
     ]
     return torch.stack(rows) if rows else given[0].new_empty((0, *kept.shape)), 0
-
-
-def decode(dy: Tensor, kept: Tensor | None, packed: Tensor | None, layer: Layer, order: list[int] | None) -> Tensor:
-    """dx of dy, from the output (None where it is not kept) and the side codes in an order of axes, or in memory's."""
-    if kept is not None and (plain := _served(dy, kept, packed, layer, order)):
-        return plain.decode(dy, kept, packed)
-    if _batched_gradient(dy):
-        # Under is_grads_batched; linear in dy, whose batch is out of reach of the kernels.
-        ones = torch.ones(dy.shape, dtype=dy.dtype, device=dy.device)
-        return dy * decode(ones, kept, packed, layer, order)
-    if dy._is_zerotensor():
-        dy = torch.zeros(dy.shape, dtype=dy.dtype, device=dy.device)
-    like = dy if kept is None else kept
-    if (like.is_meta or type(like) is not Tensor) and _without_numbers(like) and _without_numbers(dy):
-        order = memory_order(like) if order is None else order
-        return shaped(dy.new_empty(dy.numel()), dy.shape, order)
-    scheme = layer.scheme(like.dtype, like.device)
-    _check_what_came_back(dy, like, packed, scheme)
-    order = memory_order(like) if order is None else order
-    packed = packed if packed is None or packed.is_contiguous() else packed.contiguous()
-    decoded = scheme.backward(ordered(dy, order), flat(like, order) if scheme.keeps_output else None, packed)
-    return decoded if dy.dim() == 1 else shaped(decoded, dy.shape, order)
-
-
-def _served(dy: Tensor, y: Tensor, packed: Tensor | None, layer: Layer, order: list[int] | None) -> Plain | None:
-    """The kernels that read a gradient, an output and side codes where they lie in memory, if they belong together."""
-    if (
-        type(dy) in dispatch.PLAIN
-        and type(y) is Tensor
-        and type(packed) is Tensor
-        and dy.is_cpu
-        and y.is_cpu
-        and packed.is_cpu
-        and dy.dtype is y.dtype
-        and packed.dtype is torch.uint8
-        and dy.shape == y.shape
-        and y.is_contiguous()
-        and (order is None or order == _PLAIN[: y.dim()])
-        and packed.is_contiguous()
-        and not (dy.is_neg() or y.is_neg() or dy._is_zerotensor() or _batched_gradient(dy))
-        and (plain := layer.plain[y.dtype])
-        and packed.numel() == plain.bits * sidebits.size(y.numel())
-    ):
-        return plain
-    return None
-
-
-def _check_what_came_back(dy: Tensor, like: Tensor, packed: Tensor | None, scheme: Scheme) -> None:
-    """InputError where what was kept is not what comes back, as hooks may have it."""
-    count = -1 if packed is None else packed.numel()
-    if dy.shape != like.shape or dy.dtype is not like.dtype or count != side_bytes(scheme, like):
-        raise InputError(
-            f"backward got {dy.dtype} {tuple(dy.shape)}, an output {like.dtype} {tuple(like.shape)}, {count} bytes of "
-            "side codes, which do not belong together: hooks on saved tensors must return what they were given"
-        )
-    if dy.device != like.device or (packed is not None and packed.device != like.device):
-        codes = "" if packed is None else f", side codes on {packed.device}"
-        raise InputError(
-            f"backward got a gradient on {dy.device}, an output on {like.device}{codes}: hooks on saved tensors must "
-            "return them on the device where they were"
-        )
-    if packed is not None and packed.dtype is not torch.uint8:
-        raise InputError(f"side codes came back as {packed.dtype}: hooks on saved tensors must leave uint8 as it is")
-
-
-def side_bytes(scheme: Scheme, like: Tensor) -> int:
-    """How many bytes the side codes of an output take, -1 without any."""
-    if not scheme.bits:
-        return -1
-    n = like.numel()
-    if like.is_cpu:
-        return scheme.bits * sidebits.size(n)
-    # A gate's one bit has the layout of the device's kernels, all other codes that of `sidebits`.
-    own = getattr(scheme, "size", None)
-    return own(n, like.device) if own else scheme.bits * sidebits.size(n)
-
-
-def _without_numbers(x: Tensor) -> bool:
-    """Tensors that stand for their shape alone: on the meta device, and torch's fake ones."""
-    return x.is_meta or (type(x) is not Tensor and isinstance(x, FakeTensor))
-
-
-def memory_order(x: Tensor) -> list[int]:
-    """The axes from the slowest to the fastest in memory: in this order a dense tensor is contiguous."""
-    if x.dim() < 2:
-        return list(range(x.dim()))
-    strides = x.stride()
-    return sorted(range(x.dim()), key=lambda axis: -strides[axis])
-
-
-def flat(x: Tensor, order: list[int]) -> Tensor:
-    """x as a contiguous tensor of shape (n,), its axes in the given order."""
-    whole = ordered(x, order)
-    return whole if whole.dim() == 1 and whole.is_contiguous() else whole.reshape(-1).contiguous()
-
-
-def ordered(x: Tensor, order: list[int]) -> Tensor:
-    """x with its axes in the given order, of shape (n,) where contiguous then: a copy of a lazy minus only."""
-    if x.is_neg():
-        x = x.resolve_neg()
-    if order != _PLAIN[: len(order)]:
-        x = x.permute(order)
-    return x.view(-1) if len(order) != 1 and x.is_contiguous() else x
-
-
-def shaped(values: Tensor, shape: Sequence[int], order: list[int]) -> Tensor:
-    """Flat values in the given order of axes as a tensor of that shape."""
-    if order == _PLAIN[: len(order)]:
-        return values if len(order) == 1 else values.view(shape)
-    inverse = sorted(range(len(order)), key=order.__getitem__)
-    return values.view([shape[axis] for axis in order]).permute(inverse)
-
-
-_PLAIN = list(range(64))
-"""The axes in their own order; torch has tensors of at most 64."""

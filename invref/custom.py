@@ -23,8 +23,9 @@ import torch
 from torch import Tensor, nn
 
 from invref import binfit, bins, cache, formulas, layers, operators, stable, tracing
-from invref.autograd import Layer, checked, flat, inverted, memory_order
+from invref.autograd import inverted
 from invref.bins import Bins, Edge
+from invref.decoding import Layer, checked
 from invref.engines import TORCH
 from invref.errors import FormulaError, InputError, ProofError, TableError, TwiceError
 from invref.formats import BY_DTYPE
@@ -32,6 +33,7 @@ from invref.formulas import Formula
 from invref.kernels import binned, binscheme, closed
 from invref.kernels.scheme import Scheme
 from invref.kernels.second import Second
+from invref.order import flat, memory_order
 from invref.stable import Checked, Patch
 
 CHUNK = 1 << 14

@@ -23,13 +23,18 @@ from __future__ import annotations
 from functools import partial
 
 import torch
-from torch import Tensor
+from torch import Tensor, is_grad_enabled, strided
+from torch.autograd import forward_ad
+from torch.compiler import is_dynamo_compiling
 from torch.nn import functional as own
 from torch.nn.functional import relu as relu
 
 from invref import layers, native, operators
-from invref.autograd import Forward, checked, tracked, wants_gradient
+from invref.autograd import functorch_active, recorded, tracked, wants_gradient
+from invref.decoding import Forward, checked
 from invref.errors import FormulaError
+from invref.formats import BY_DTYPE
+from invref.kernels.dispatch import PLAIN
 from invref.parametric import prelu as prelu
 from invref.parametric import xielu as xielu
 from invref.placements import is_split, locally
@@ -39,14 +44,23 @@ tanh = torch.tanh
 
 
 def _apply(name: str, x: Tensor, forward: Forward, arguments: tuple[float, ...] = (), inplace: bool = False) -> Tensor:
+    # What training calls most comes first, and calls no functions, which take longer than what they ask.
+    if (
+        type(x) in PLAIN
+        and x.requires_grad
+        and x.dtype in BY_DTYPE
+        and x.layout is strided
+        and not (x.is_nested or inplace or functorch_active() or forward_ad._current_level >= 0)
+        and is_grad_enabled()
+        and not is_dynamo_compiling()
+    ):
+        return recorded(x, forward, layers.get(layers.key_of(name, arguments) if arguments else name), False)[0]
     checked(name, x)
     if type(x) is not Tensor and is_split(x):
         return _apply_locally(name, x, forward, arguments, inplace)
     if torch.compiler.is_compiling():
         return operators.inverted(x, forward, name, arguments, inplace)
-    if not wants_gradient(x):
-        return forward(x)
-    return tracked(x, forward, layers.get(layers.key_of(name, arguments) if arguments else name), inplace)
+    return tracked(x, forward, layers.get(layers.key_of(name, arguments)), inplace) if wants_gradient(x) else forward(x)
 
 
 def _apply_locally(name: str, x: Tensor, forward: Forward, arguments: tuple[float, ...], inplace: bool) -> Tensor:

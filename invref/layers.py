@@ -15,9 +15,9 @@ from torch import Tensor
 from torch.nn import functional as own
 
 from invref import native
-from invref.autograd import Forward, Layer
-from invref.autograd import Second as Decoded
 from invref.decoders import load
+from invref.decoding import Forward, Layer
+from invref.decoding import Second as Decoded
 from invref.errors import FormulaError
 from invref.kernels import closed, gates, second, slopes
 from invref.kernels.closed import Form

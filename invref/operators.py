@@ -16,9 +16,10 @@ from torch.autograd.function import Function
 from torch.utils._python_dispatch import _disable_current_modes
 
 from invref import layers
-from invref.autograd import Forward, Layer, decode, flat, side_bytes
+from invref.decoding import Forward, Layer, decode, side_bytes
 from invref.errors import TwiceError
 from invref.kernels.scheme import Scheme
+from invref.order import flat
 
 NARROW = (torch.float16, torch.bfloat16)
 

@@ -16,11 +16,13 @@ from torch import Tensor
 from torch.autograd.function import Function
 from torch.nn import functional
 
-from invref.autograd import checked, flat, memory_order, shaped, transformed
+from invref.autograd import transformed
+from invref.decoding import checked
 from invref.errors import InputError, TwiceError
 from invref.kernels import sidebits
 from invref.kernels.scheme import parts
 from invref.kernels.xielu import BITS, Parameters, compute, contributions, decoded, form
+from invref.order import flat, memory_order, shaped
 from invref.placements import is_split, locally
 
 

@@ -357,7 +357,7 @@ def test_a_gradient_of_another_class_is_decoded_by_plain_operations(monkeypatch:
     x = torch.randn(100, requires_grad=True)
     ones = torch.ones(100)
     (dx,) = torch.autograd.grad(functional.gelu(x), x, TwoTensor(ones, ones.clone()))
-    monkeypatch.setattr(autograd, "_served", lambda *_: None)
+    monkeypatch.setattr(autograd, "fit", lambda *_: False)
     monkeypatch.setattr(dispatch, "fast", lambda *_: False)
     assert torch.equal(dx, torch.autograd.grad(functional.gelu(x), x, ones)[0])
 
@@ -390,7 +390,7 @@ def test_what_comes_back_of_another_class_is_decoded_by_plain_operations(
     x = torch.randn(100, dtype=dtype, requires_grad=True)
     with torch.autograd.graph.saved_tensors_hooks(lambda kept: kept, unpack):
         (dx,) = torch.autograd.grad(layer(x), x, torch.ones_like(x))
-    monkeypatch.setattr(autograd, "_served", lambda *_: None)
+    monkeypatch.setattr(autograd, "fit", lambda *_: False)
     monkeypatch.setattr(dispatch, "fast", lambda *_: False)
     assert torch.equal(dx, torch.autograd.grad(layer(x), x, torch.ones_like(x))[0])
 
@@ -415,7 +415,7 @@ def test_an_input_of_another_class_is_packed_by_plain_operations(
     both = TwoTensor(x, x.clone()).requires_grad_()
     ones = torch.ones_like(x)
     (dx,) = torch.autograd.grad(functional.gelu(both), both, TwoTensor(ones, ones.clone()))
-    monkeypatch.setattr(autograd, "_served", lambda *_: None)
+    monkeypatch.setattr(autograd, "fit", lambda *_: False)
     monkeypatch.setattr(dispatch, "fast", lambda *_: False)
     leaf = x.clone().requires_grad_()
     assert torch.equal(dx.a, torch.autograd.grad(functional.gelu(leaf), leaf, ones)[0])
@@ -588,7 +588,7 @@ def test_the_way_of_plain_tensors_gives_the_bits_of_the_general_one(data: st.Dat
 
     dx = gradient()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(autograd, "_served", lambda *_: None)
+        patch.setattr(autograd, "fit", lambda *_: False)
         assert torch.equal(bits(dx), bits(gradient()))
 
 

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 from invref import decoders
-from invref.autograd import Layer as Decoded
 from invref.autograd import inverted
 from invref.custom import Activation
 from invref.decoders import CELLS_RIGHT, Clamp, Decoder
+from invref.decoding import Layer as Decoded
 from invref.formats import Format
 from invref.kernels import dispatch, sidebits
 from invref.kernels.scheme import Scheme

@@ -26,8 +26,8 @@ from torch.utils.checkpoint import checkpoint
 
 import invref
 from invref import layers
-from invref.autograd import decode
 from invref.catalogue import ROWS
+from invref.decoding import decode
 from invref.engines import TORCH
 from invref.errors import InvrefError
 from invref.formats import BY_DTYPE

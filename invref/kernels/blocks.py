@@ -26,12 +26,10 @@ _LOWEST = {FLOAT: float("-inf"), DOUBLE: float("-inf"), WORD: 0xFF80, HALF: floa
 
 
 def laid_out(x: Tensor, n: int) -> tuple[tuple[int, ...], Any]:
-    """The arguments of a kernel from `COUNT` to `STRIDES` for a tensor of n >= 1 elements, and what they point to.
+    """The arguments of a kernel from `COUNT` to `STRIDES` for a tensor that is not contiguous, and what they point to.
 
     That is n, the length and the stride of the last axis, and the number, the shape and the strides of the others.
     """
-    if x.is_contiguous():
-        return (n, n, 1, 0, 0, 0), None
     axes: list[list[int]] = []
     for length, stride in zip(x.shape, x.stride(), strict=True):
         if length == 1:

@@ -14,17 +14,16 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, empty_like
 
 from invref.decoders import Decoder
 from invref.formats import BY_DTYPE
 from invref.kernels import cpu_kernels
-from invref.kernels.blocks import laid_out
 from invref.kernels.codes import Lowest
 from invref.kernels.machine import Code, converts_halves, made
-from invref.kernels.room import room, with_numbers
+from invref.kernels.room import LARGE, room, with_numbers
 from invref.kernels.runs import run
-from invref.kernels.sidebits import size
+from invref.kernels.sidebits import BLOCK, LANES
 from invref.kernels.vectors import tables
 
 __all__ = ["converts_halves", "on_cells", "on_codes", "packer"]
@@ -37,6 +36,8 @@ def _bits(number: float) -> int:
     return pattern
 
 
+ROOMY = LARGE // 8
+"""Up to so many elements no tensor is large."""
 Pack = Callable[[Tensor], Tensor]
 Decode = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 """(dy, y, packed) -> dx; dy: any strides, y: dense, both in the order of `packed`."""
@@ -51,11 +52,13 @@ def packer(threshold: float, dtype: torch.dtype) -> Pack:
     code, bits = made(cpu_kernels.pack, BY_DTYPE[dtype].name), _bits(threshold)
 
     def pack(x: Tensor) -> Tensor:
+        # Short of calls of functions here and below: each takes longer than what it does.
         n = x.numel()
-        packed = with_numbers(x.new_empty(size(n), dtype=torch.uint8))
+        packed = x.new_empty(-(-n // BLOCK) * LANES, dtype=torch.uint8)
+        if type(packed) is not Tensor:
+            with_numbers(packed)
         if n:
-            layout, held = laid_out(x, n)
-            run(code, n, (x, packed, held), *layout, x.data_ptr(), packed.data_ptr(), bits)
+            run(code, x, n, (packed,), x.data_ptr(), packed.data_ptr(), bits)
         return packed
 
     return pack
@@ -106,12 +109,14 @@ def _decoder(code: Code, own: tuple[int, ...], needed: object) -> Decode:
     """Calls a kernel whose last arguments are `own`; needed: what they are the addresses of."""
 
     def decode(dy: Tensor, y: Tensor, packed: Tensor | None) -> Tensor:
-        dx = room(y)
-        if n := y.numel():
+        n = y.numel()
+        dx = empty_like(y) if n <= ROOMY else room(y)
+        if type(dx) is not Tensor:
+            with_numbers(dx)
+        if n:
             sides = 0 if packed is None else packed.data_ptr()
-            places = (dy.data_ptr(), y.data_ptr(), dx.data_ptr(), sides, *own)
-            layout, held = laid_out(dy, n)
-            run(code, n, (dy, y, packed, dx, held, needed), *layout, *places)
+            held = (y, packed, dx, needed)
+            run(code, dy, n, held, dy.data_ptr(), y.data_ptr(), dx.data_ptr(), sides, *own)
         return dx
 
     return decode

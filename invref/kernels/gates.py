@@ -127,7 +127,7 @@ class Gate:
         """The compiled kernels, where they serve."""
         if self.dtype == torch.float64 or not dispatch.serves(self.dtype):
             return None
-        return Plain(self.bits, self._pack, lambda: self._decode)
+        return Plain(self.dtype, self.bits, self._pack, lambda: self._decode)
 
     def size(self, n: int, device: torch.device) -> int:
         """How many bytes the side bits of n elements take there."""

@@ -15,8 +15,9 @@ from collections.abc import Callable
 from functools import partial
 from queue import SimpleQueue
 
-import torch
+from torch import Tensor, get_num_threads
 
+from invref.kernels.blocks import laid_out
 from invref.kernels.calls import caller, openmp
 from invref.kernels.machine import Code
 from invref.kernels.sidebits import BLOCK
@@ -87,14 +88,20 @@ def _hand_out(runs: list[Callable[[], None]]) -> None:
         raise errors[0]
 
 
-def run(code: Code, n: int, held: Held, *arguments: int) -> None:
-    """Runs machine code over n elements, with its arguments from `blocks.COUNT` on."""
-    if n <= SERIAL or (threads := min(torch.get_num_threads(), -(-n // BLOCK))) == 1:
-        caller()(code, 0, 1, *arguments)
+def run(code: Code, x: Tensor, n: int, held: Held, *own: int) -> None:
+    """Runs machine code over the n >= 1 elements of x, with its arguments from `blocks.FIRST_OWN` on.
+
+    held: what those have the addresses of, beside x.
+    """
+    layout, axes = ((n, n, 1, 0, 0, 0), None) if x.is_contiguous() else laid_out(x, n)
+    if n <= SERIAL or (threads := get_num_threads()) == 1:
+        caller()(code, 0, 1, *layout, *own)
     elif not _forked and openmp():
-        caller()(code, threads, 0, *arguments)
+        caller()(code, min(threads, -(-n // BLOCK)), 0, *layout, *own)
     else:
-        _hand_out([partial(_one_of, code, i, threads, arguments, held) for i in range(threads)])
+        threads = min(threads, -(-n // BLOCK))
+        kept = (x, held, axes)
+        _hand_out([partial(_one_of, code, i, threads, (*layout, *own), kept) for i in range(threads)])
 
 
 def _one_of(code: Code, own: int, count: int, arguments: tuple[int, ...], held: Held) -> None:

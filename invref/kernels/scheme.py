@@ -30,9 +30,11 @@ class Plain:
     `bits` an element. The output is kept; the incoming gradient may have any strides.
     """
 
-    def __init__(self, bits: int, pack: Callable[[Tensor], Tensor], make: Callable[[], Decode]) -> None:
+    def __init__(
+        self, dtype: torch.dtype, bits: int, pack: Callable[[Tensor], Tensor], make: Callable[[], Decode]
+    ) -> None:
         """make: gives `decode` when that is first called."""
-        self.bits, self.pack, self._make = bits, pack, make
+        self.dtype, self.bits, self.pack, self._make = dtype, bits, pack, make
         self.decode: Decode = self._first
 
     def _first(self, dy: Tensor, y: Tensor, packed: Tensor | None) -> Tensor:
