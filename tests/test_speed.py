@@ -2,6 +2,10 @@
 
 import csv
 import json
+import platform
+import resource
+import subprocess
+import sys
 from collections import Counter
 from contextlib import nullcontext
 from dataclasses import fields, replace
@@ -155,6 +159,36 @@ def test_a_sample_is_long_enough_for_the_clock():
     assert times.loops == 20  # FINEST over the fastest
     assert {loops for _, loops in clock.noted[2:]} == {20}
     assert times.seconds[OURS] == pytest.approx(1e-5)
+
+
+HEAP = """
+import resource, torch
+from verify import speed_clock
+
+def faults():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+
+def call():
+    first = torch.ones(1 << 20)
+    between = torch.ones(1 << 15)
+    second = torch.ones(1 << 20)
+    del first, between
+
+speed_clock.settle()
+for _ in range(5):
+    call()
+before = faults()
+for _ in range(20):
+    call()
+print((faults() - before) / 20)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="what GNU's C library does")
+def test_memory_that_was_freed_is_not_returned_to_the_system():
+    done = subprocess.run([sys.executable, "-c", HEAP], capture_output=True, text=True, check=True)
+    pages = 2 * (4 << 20) / resource.getpagesize()
+    assert float(done.stdout) < pages / 20  # unsettled, nearly all of them
 
 
 def test_the_processor_clock_calls_as_often_as_it_says():

@@ -2,7 +2,7 @@
 
 Guarantees that every contestant has run before the first sample (so nothing is compiled inside one), that all have as
 many samples, of as many calls each, and that there are at least `LEAST`. A sample lasts `FINEST` at least, so that
-reading the clock costs less than a thousandth of it. Must not know what is timed.
+reading the clock costs less than a thousandth of it; and memory freed is kept (`settle`). Must not know what is timed.
 """
 
 from __future__ import annotations
@@ -30,6 +30,8 @@ WARM = 3
 """Calls of each contestant before the first sample."""
 STAT = Path("/proc/stat")
 """Where Linux says what its cores have done, man 5 proc_stat."""
+HEAP = (1 << 25) - (1 << 16)
+"""Bytes, next to the most that GNU's C library takes for the size of a heap's tensor: 32 MiB with its own few bytes."""
 FLUSH = 1 << 28
 """Bytes written between samples on a GPU: more than any second-level cache holds."""
 
@@ -109,10 +111,21 @@ def order(names: Sequence[str], turn: int) -> list[str]:
     return row if turn % 2 == 0 else row[::-1]
 
 
+def settle() -> None:
+    """Has the C library keep what is freed for the next call, as in any program that has freed a large tensor before.
+
+    GNU's returns the end of its heap to the system where that is more than twice the largest tensor freed so far. With
+    two tensors of the largest size alive, a few bytes decide on that, and every page that is returned faults when it is
+    asked for again, which can take longer than what is timed. Source: mallopt(3), M_MMAP_THRESHOLD, M_TRIM_THRESHOLD.
+    """
+    torch.empty(HEAP, dtype=torch.uint8)
+
+
 def interleaved(
     runs: Mapping[str, Run], clock: Clock, seconds: float, now: Callable[[], float] = time.monotonic
 ) -> Times:
     """Rounds until `seconds` are spent, `LEAST` at least and `MOST` at most, after a warm-up that does not count."""
+    settle()
     for run in runs.values():
         for _ in range(WARM):
             run()
