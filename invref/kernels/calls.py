@@ -14,7 +14,7 @@ from functools import cache
 import llvmlite.binding as llvm
 import torch
 
-from invref.kernels.machine import made
+from invref.kernels.machine import at_work, made
 
 Call = Callable[..., None]
 """(address of a kernel, run, runs, its other arguments: 64-bit integers) -> None.
@@ -117,11 +117,11 @@ def _address(function: object) -> int:
 @cache
 def caller() -> Call:
     """The function that calls kernels; with runs = 0 only where there is OpenMP."""
-    for name in PYTHON:
-        llvm.add_symbol(name, _address(getattr(ctypes.pythonapi, name)))
-    llvm.add_symbol("_Py_NoneStruct", id(None))
-    for name, address in zip(OPENMP, openmp() or (id(None),) * len(OPENMP), strict=True):
-        llvm.add_symbol(name, address)
+    symbols = {name: _address(getattr(ctypes.pythonapi, name)) for name in PYTHON}
+    symbols |= zip(OPENMP, openmp() or (id(None),) * len(OPENMP), strict=True)
+    with at_work:
+        for name, address in {**symbols, "_Py_NoneStruct": id(None)}.items():
+            llvm.add_symbol(name, address)
     definition = _Definition(b"kernel", made(_text), FASTCALL, None)
     _definitions.append(definition)
     new = ctypes.pythonapi.PyCFunction_NewEx

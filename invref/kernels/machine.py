@@ -1,13 +1,16 @@
 """Machine code of kernels, by LLVM through llvmlite: compiled in a tenth of a second, and kept on disk (`cache`).
 
 Guarantees that machine code from other sources, by another compiler or for another processor is never run; without a
-place to write everything is compiled in each process. Must not know what kernels do.
+place to write everything is compiled in each process; and that a process may be forked meanwhile. Must not know what
+kernels do.
 """
 
 from __future__ import annotations
 
 import base64
+import os
 import platform
+import threading
 from collections.abc import Callable
 from functools import cache
 from typing import Any
@@ -25,12 +28,16 @@ SOURCES = (
 """What machine code is made from."""
 Code = int
 """The address of a kernel, which takes that of its arguments."""
+at_work = threading.RLock()
+"""Held by whoever uses LLVM, and by a fork: a child would wait for ever for a thread that is not there."""
+os.register_at_fork(before=at_work.acquire, after_in_parent=at_work.release, after_in_child=at_work.release)
 
 
 @cache
 def processor() -> tuple[str, str]:
     """The name of this machine's processor and what it can do, in LLVM's words."""
-    return llvm.get_host_cpu_name(), llvm.get_host_cpu_features().flatten()
+    with at_work:
+        return llvm.get_host_cpu_name(), llvm.get_host_cpu_features().flatten()
 
 
 def has(feature: str) -> bool:
@@ -41,7 +48,9 @@ def has(feature: str) -> bool:
 @cache
 def converts_halves() -> bool:
     """Whether float16 is converted by the processor: x86 without F16C would need a library that is not there."""
-    return not llvm.get_process_triple().startswith(("x86", "i686")) or has("f16c")
+    with at_work:
+        triple = llvm.get_process_triple()
+    return not triple.startswith(("x86", "i686")) or has("f16c")
 
 
 def made(write: Callable[..., str], *parameters: Any) -> Code:
@@ -53,18 +62,19 @@ def made(write: Callable[..., str], *parameters: Any) -> Code:
     name = disk.key(
         "machine code", title, disk.hash_of("invref", SOURCES), llvmlite.__version__, platform.machine(), *processor()
     )
-    kept = disk.load(name)
-    if kept is None:
-        code = _compiled(write(has("avx512f"), *parameters))
-        disk.store(name, base64.b64encode(code).decode())
-    else:
-        code = base64.b64decode(kept)
-    engine = llvm.create_mcjit_compiler(llvm.parse_assembly(""), _target())
-    engine.add_object_file(llvm.ObjectFileRef.from_data(code))
-    engine.finalize_object()
-    _engines.append(engine)
-    address: Code = engine.get_function_address(NAME)
-    return address
+    with at_work:
+        kept = disk.load(name)
+        if kept is None:
+            code = _compiled(write(has("avx512f"), *parameters))
+            disk.store(name, base64.b64encode(code).decode())
+        else:
+            code = base64.b64decode(kept)
+        engine = llvm.create_mcjit_compiler(llvm.parse_assembly(""), _target())
+        engine.add_object_file(llvm.ObjectFileRef.from_data(code))
+        engine.finalize_object()
+        _engines.append(engine)
+        address: Code = engine.get_function_address(NAME)
+        return address
 
 
 _engines: list[Any] = []

@@ -143,8 +143,8 @@ class Value:
         return self._call("llvm.fma.v16f32", factor, addend)
 
     def truncated(self) -> Value:
-        """Floats towards zero, as 32-bit integers; anything where they do not fit."""
-        return self._of(self.builder.fptosi(self.value, self._like(INT)))
+        """Floats towards zero, as 32-bit integers; any one where they do not fit."""
+        return self._of(_frozen(self.builder, self.builder.fptosi(self.value, self._like(INT))))
 
     def as_float(self) -> Value:
         """32-bit integers as floats."""
@@ -354,6 +354,14 @@ def tables(columns: NDArray[np.float32]) -> NDArray[np.float32]:
     rows = np.zeros((ENTRIES, 1 << ROW_BITS), np.float32)
     rows[:, : len(columns)] = columns.T
     return np.concatenate([columns.reshape(-1), rows.reshape(-1)])
+
+
+def _frozen(builder: Any, value: Any) -> Any:
+    """A number in any case: to LLVM a float out of range is none as an integer, and an address from it anything."""
+    frozen = ir.instructions.Instruction(builder.block, value.type, "freeze", [value])
+    # What every other instruction is added by; there is no method for this one.
+    builder._insert(frozen)
+    return frozen
 
 
 def _called(builder: Any, name: str, result: Any, values: list[Any]) -> Any:
