@@ -9,8 +9,10 @@ import sys
 from collections import Counter
 from contextlib import nullcontext
 from dataclasses import fields, replace
+from functools import partial
 from itertools import chain, pairwise
 
+import numpy as np
 import pytest
 import torch
 from torch.nn import functional
@@ -188,7 +190,8 @@ print((faults() - before) / 20)
 def test_memory_that_was_freed_is_not_returned_to_the_system():
     done = subprocess.run([sys.executable, "-c", HEAP], capture_output=True, text=True, check=True)
     pages = 2 * (4 << 20) / resource.getpagesize()
-    assert float(done.stdout) < pages / 20  # unsettled, nearly all of them
+    # Unsettled, nearly all of them in every call; settled, in one at most until the heap has its size.
+    assert float(done.stdout) < pages / 2
 
 
 def test_the_processor_clock_calls_as_often_as_it_says():
@@ -604,7 +607,7 @@ def test_a_first_call_that_fails_is_an_error_in_one_line():
         (["--csv", "/"], "it is a folder"),
         (["--plot", "speed.png"], ".svg"),
         (["--plot", "speed.svg", "--parts", "small"], "leave out --plot"),
-        (["--out", "/nowhere"], "a folder you may write"),
+        (["--out", "/dev/null/nowhere"], "name another with --out"),
         (["--out", ".", "--json", "speed.json"], "leave out --json"),
     ],
 )
@@ -621,6 +624,7 @@ TINY = ["speed", "gelu", "--dtype", "float32", "--threads", "1", "--sizes", "100
 
 
 def test_a_small_run_writes_all_its_files(tmp_path, capsys):
+    tmp_path /= "made/for/it"
     assert cli.main([*TINY, "--parts", "layers", "small", "--out", str(tmp_path)]) == cli.PASSED
     data = json.loads((tmp_path / "speed.json").read_text(encoding="utf-8"))
     kinds = [(t["kind"], t["n"], t["contestant"]) for t in data["timings"]]
@@ -647,6 +651,59 @@ def test_a_missed_target_is_told_and_fails_a_strict_run_only(slow_layer, capsys)
     assert cli.main([*TINY, "--parts", "layers"]) == cli.PASSED
     assert "MISSED gelu float32" in capsys.readouterr().out
     assert cli.main([*TINY, "--parts", "layers", "--strict"]) == cli.VIOLATED
+
+
+def test_measurements_are_gone_on_with_in_turns(monkeypatch, capsys, tmp_path):
+    visits = []
+
+    def measure(part, broken, row, n, *_):
+        for visit in range(3):
+            visits.append((part, row.name, visit))
+            if (row.name, visit) == broken:
+                raise RuntimeError("out of memory")
+            if visit < 2:
+                yield
+        return [Timing(part, row.name, "float32", "cpu", torch.get_num_threads(), n, OURS, note="done")]
+
+    monkeypatch.setitem(speed_command._MEASURES, "layers", partial(measure, "layer", ("silu", 1)))
+    monkeypatch.setitem(speed_command._MEASURES, "small", partial(measure, "small", None))
+    path = tmp_path / "speed.json"
+    arguments = ["speed", "gelu", "silu", *TINY[2:], "--parts", "small", "layers", "--json", str(path)]
+    assert cli.main(arguments) == cli.PASSED
+    cases = [(part, name) for part in ("layer", "small") for name in ("gelu", "silu")]
+    assert visits == [(*case, visit) for visit in range(3) for case in cases if (*case, visit) != ("layer", "silu", 2)]
+    lines = json.loads(path.read_text(encoding="utf-8"))["timings"]
+    assert [(line["kind"], line["activation"]) for line in lines] == cases
+    assert [line["note"] for line in lines] == ["done", "RuntimeError: out of memory", "done", "done"]
+    assert {line["threads"] for line in lines} == {1}
+
+
+def test_visits_are_joined_round_by_round():
+    visits = [
+        speed_clock.Times({OURS: np.array([1.0, 2.0]), THEIRS: np.array([2.0, 2.0])}, 5, 0.1),
+        speed_clock.Times({OURS: np.array([3.0]), THEIRS: np.array([1.0])}, 5, 0.4),
+        speed_clock.Times({OURS: np.array([4.0]), THEIRS: np.array([1.0])}, 5, None),
+    ]
+    times = speed_clock.Times.joined(visits)
+    assert {name: list(taken) for name, taken in times.seconds.items()} == {OURS: [1, 2, 3, 4], THEIRS: [2, 2, 1, 1]}
+    assert (times.rounds, times.loops, times.others) == (4, 5, 0.4)
+    assert speed_clock.Times.joined(visits[2:]).others is None
+
+
+def test_later_visits_have_as_many_calls_a_sample_as_the_first(monkeypatch):
+    asked = []
+
+    def interleaved(runs, _clock, seconds, loops=None):
+        asked.append((seconds, loops))
+        return speed_clock.Times({name: np.ones(2) for name in runs}, loops or 7)
+
+    monkeypatch.setattr(speed_clock, "interleaved", interleaved)
+    work = speed_cases.layer(ROWS["gelu"], 100, "float32", "cpu", 1, 2.0)
+    with pytest.raises(StopIteration) as last:
+        for _ in range(speed_cases.VISITS):
+            next(work)
+    assert asked == [(2.0 / speed_cases.VISITS, loops) for loops in [None] + [7] * (speed_cases.VISITS - 1)]
+    assert {(t.rounds, t.loops) for t in last.value.value} == {(2 * speed_cases.VISITS, 7)}
 
 
 def test_a_case_that_raises_does_not_stop_the_others(monkeypatch, capsys):

@@ -58,6 +58,14 @@ def tables() -> dict[str, str]:
     return {path.stem: json.loads(path.read_text())["sha256"] for path in sorted(folder.glob("*.json"))}
 
 
+def make_folder(folder: Path) -> None:
+    """Makes the folder that --out names, and those above it; OutputError where that cannot be."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"cannot write to {folder} ({error.strerror}): name another with --out") from None
+
+
 def check_writable(path: Path) -> None:
     """Raises OutputError where `write` would fail, so that nobody finds out after the work."""
     if path.is_dir():

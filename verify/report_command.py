@@ -204,9 +204,6 @@ def _is_of(record: Record, target: Target) -> bool:
 
 
 def _prepare(folder: Path) -> None:
-    try:
-        (folder / "worst").mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise document.OutputError(f"cannot write to {folder} ({error.strerror}): name another with --out") from None
+    document.make_folder(folder / "worst")
     for place in (folder, folder / "worst"):
         document.check_writable(place / "index.html")

@@ -1,12 +1,12 @@
 """What is timed of a single layer: forward and backward as in a network, at one size and at a small one.
 
-Guarantees that invref's layer, torch's and a plain copy see the same numbers, and that outputs and gradients are freed
-within the call that made them. Must not know how time is taken.
+Guarantees that invref's layer, torch's and a plain copy see the same numbers, that outputs and gradients are freed
+within the call that made them, and that nothing is held between visits but times. Must not know how time is taken.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 
 import torch
 from torch import Tensor
@@ -18,6 +18,11 @@ from verify.speed_record import COPY, OURS, THEIRS, Kind, Timing
 
 SMALL = 64
 """Elements of a small tensor, where only the cost of a call counts."""
+VISITED = ("layer", "small")
+VISITS = 4
+"""In so many parts these are measured, with all others in between: a machine can be slow for seconds on end."""
+Visits = Generator[None, None, list[Timing]]
+"""Rests after each visit but the last, which returns the lines."""
 PASSES = 5
 """Tensors that cross the memory bus in forward and backward: x, y, dy, what was kept, and dx. A copy has two."""
 
@@ -44,20 +49,36 @@ def copy(x: Tensor) -> Run:
     return lambda: target.copy_(source)
 
 
-def layer(row: Row, n: int, dtype: str, device: str, threads: int, seconds: float) -> list[Timing]:
+def layer(row: Row, n: int, dtype: str, device: str, threads: int, seconds: float) -> Visits:
     """invref's layer, torch's, and a copy, in turns."""
-    x, dy = inputs(n, getattr(torch, dtype), device)
-    runs = {OURS: forward_backward(row.layer, x, dy), THEIRS: forward_backward(row.native, x, dy), COPY: copy(x)}
-    times = speed_clock.interleaved(runs, speed_clock.clock(device), seconds)
-    return timings("layer", row.name, dtype, device, threads, n, times, x.element_size())
+
+    def visit(seconds: float, loops: int | None) -> Times:
+        x, dy = inputs(n, getattr(torch, dtype), device)
+        runs = {OURS: forward_backward(row.layer, x, dy), THEIRS: forward_backward(row.native, x, dy), COPY: copy(x)}
+        return speed_clock.interleaved(runs, speed_clock.clock(device), seconds, loops)
+
+    times = yield from _visits(visit, seconds)
+    return timings("layer", row.name, dtype, device, threads, n, times, getattr(torch, dtype).itemsize)
 
 
-def small(row: Row, n: int, dtype: str, device: str, threads: int, seconds: float) -> list[Timing]:
+def small(row: Row, n: int, dtype: str, device: str, threads: int, seconds: float) -> Visits:
     """invref's layer and torch's on a small tensor, in turns; by the processor's clock on any device."""
-    x, dy = inputs(n, getattr(torch, dtype), device)
-    runs = {OURS: forward_backward(row.layer, x, dy), THEIRS: forward_backward(row.native, x, dy)}
-    times = speed_clock.interleaved(runs, speed_clock.HostClock(), seconds)
+
+    def visit(seconds: float, loops: int | None) -> Times:
+        x, dy = inputs(n, getattr(torch, dtype), device)
+        runs = {OURS: forward_backward(row.layer, x, dy), THEIRS: forward_backward(row.native, x, dy)}
+        return speed_clock.interleaved(runs, speed_clock.HostClock(), seconds, loops)
+
+    times = yield from _visits(visit, seconds)
     return timings("small", row.name, dtype, device, threads, n, times, 0)
+
+
+def _visits(visit: Callable[[float, int | None], Times], seconds: float) -> Generator[None, None, Times]:
+    found = [visit(seconds / VISITS, None)]
+    while len(found) < VISITS:
+        yield
+        found.append(visit(seconds / VISITS, found[0].loops))
+    return Times.joined(found)
 
 
 def timings(

@@ -97,6 +97,14 @@ class Times:
         """How many samples each has."""
         return len(next(iter(self.seconds.values())))
 
+    @classmethod
+    def joined(cls, visits: Sequence[Times]) -> Times:
+        """What several visits took, of the same contestants with as many calls a sample; the busiest one's others."""
+        first, *_ = visits
+        seconds = {name: np.concatenate([visit.seconds[name] for visit in visits]) for name in first.seconds}
+        others = [visit.others for visit in visits if visit.others is not None]
+        return cls(seconds, first.loops, max(others, default=None))
+
 
 def order(names: Sequence[str], turn: int) -> list[str]:
     """Who comes when in a round: odd ones are the ones before them, turned round.
@@ -122,15 +130,23 @@ def settle() -> None:
 
 
 def interleaved(
-    runs: Mapping[str, Run], clock: Clock, seconds: float, now: Callable[[], float] = time.monotonic
+    runs: Mapping[str, Run],
+    clock: Clock,
+    seconds: float,
+    loops: int | None = None,
+    now: Callable[[], float] = time.monotonic,
 ) -> Times:
-    """Rounds until `seconds` are spent, `LEAST` at least and `MOST` at most, after a warm-up that does not count."""
+    """Rounds until `seconds` are spent, `LEAST` at least and `MOST` at most, after a warm-up that does not count.
+
+    loops: calls a sample; by default as many as last `FINEST`.
+    """
     settle()
     for run in runs.values():
         for _ in range(WARM):
             run()
-    fastest = min(clock(run, 1) for run in runs.values())
-    loops = max(1, int(np.ceil(FINEST / max(fastest, 1e-9))))
+    if loops is None:
+        fastest = min(clock(run, 1) for run in runs.values())
+        loops = max(1, int(np.ceil(FINEST / max(fastest, 1e-9))))
     samples: dict[str, list[float]] = {name: [] for name in runs}
     start, busy = now(), _Busy.read()
     with _uncollected():

@@ -26,6 +26,7 @@ from invref.errors import InputError
 from verify import devices, document, speed_cases, speed_clock, speed_first, speed_peers, speed_step, speed_table
 from verify.exits import PASSED, VIOLATED
 from verify.progress import Bar
+from verify.speed_cases import Visits
 from verify.speed_compile import reason
 from verify.speed_record import COLD, IMPORT, NATIVE, OURS, WARM, Case, Kind, Timing
 from verify.speed_stats import spread
@@ -40,7 +41,7 @@ MOST_SECONDS = 3600.0
 STEM = "speed"
 PIPE = 200
 """Columns of the tables in a pipe."""
-Measure = Callable[[], list[Timing]]
+Measure = Callable[[Row, int, str, str, int, float], list[Timing] | Visits]
 Text = Callable[[list[Timing], dict[str, Any]], str]
 
 
@@ -79,20 +80,14 @@ def add_to(commands: Any) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Runs the subcommand and returns its exit code."""
-    cases = list(_cases(options))
+    works = list(_cases(options))
     outputs = _outputs(options)
     about: dict[str, Any] = {"load": os.getloadavg()[0] if hasattr(os, "getloadavg") else None}
     if options.device != "cpu":
         about["gpu"] = torch.cuda.get_device_name(options.device)
     start = time.monotonic()
-    timings: list[Timing] = []
     with Bar() as bar:
-        step = bar.job("speed")
-        for done, case in enumerate(cases):
-            # Told between measurements only: drawing takes a core.
-            step(done, len(cases))
-            timings += case()
-        step(len(cases), len(cases))
+        timings = _measured(works, bar.job("speed"))
     about |= {**document.environment(time.monotonic() - start), "triton": document.installed("triton")}
     for path, text in outputs:
         if text is _svg and not any(t.kind == "layer" and t.ratio for t in timings):
@@ -114,7 +109,24 @@ def run(options: argparse.Namespace) -> int:
     return VIOLATED if missed and options.strict else PASSED
 
 
-def _cases(options: argparse.Namespace) -> Iterator[Measure]:
+def _measured(works: Sequence[tuple[Case, Visits]], step: Callable[[int, int], None]) -> list[Timing]:
+    """The lines of all measurements, in order, which are gone on with in turns until all have theirs."""
+    lines: dict[int, list[Timing]] = {}
+    done, total = 0, sum(speed_cases.VISITS if place[0] in speed_cases.VISITED else 1 for place, _ in works)
+    while len(lines) < len(works):
+        for i, (place, work) in enumerate(works):
+            if i in lines:
+                continue
+            # Told between measurements only: drawing takes a core.
+            step(min(done, total), total)
+            done += 1
+            if (found := _timed(place, work)) is not None:
+                lines[i] = found
+    step(total, total)
+    return [line for i in range(len(works)) for line in lines[i]]
+
+
+def _cases(options: argparse.Namespace) -> Iterator[tuple[Case, Visits]]:
     """Every measurement, in order; InputError where something cannot be measured."""
     if not 0 < options.seconds <= MOST_SECONDS:
         raise InputError(f"cannot spend {options.seconds:g} seconds: ask for more than 0, up to {MOST_SECONDS:g}")
@@ -136,14 +148,22 @@ def _cases(options: argparse.Namespace) -> Iterator[Measure]:
         for row, dtype, count in every if part in ("layers", "small", "peers") else most:
             for n in sizes if part == "layers" else [_SIZES.get(part, middle)]:
                 place = _KINDS[part], row.name, dtype, device, count, n
-                yield partial(_timed, place, partial(_MEASURES[part], row, n, dtype, device, count, options.seconds))
+                yield place, _work(_MEASURES[part], row, n, dtype, device, count, options.seconds)
 
 
-def _timed(place: Case, measure: Measure) -> list[Timing]:
-    """The measurement with its number of threads; where it fails, one line that says why."""
+def _work(measure: Measure, *arguments: Any) -> Visits:
+    found = measure(*arguments)
+    return found if isinstance(found, list) else (yield from found)
+
+
+def _timed(place: Case, work: Visits) -> list[Timing] | None:
+    """A visit with its number of threads: None before the last; where it fails, a line that says why."""
     try:
         with speed_clock.threads(place[4]):
-            return measure()
+            next(work)
+        return None
+    except StopIteration as last:
+        return list(last.value)
     except Exception as error:  # whatever a layer, a compiler or a device raises: the other cases go on
         return [Timing(*place, COLD if place[0] == "first" else OURS, note=reason(error))]
 
@@ -158,7 +178,7 @@ def _first(row: Row, n: int, dtype: str, device: str, threads: int, _seconds: fl
 
 _KINDS: dict[str, Kind] = {"layers": "layer", "small": "small", "first": "first", "step": "step", "peers": "peer"}
 _SIZES = {"small": speed_cases.SMALL, "first": speed_first.N, "step": speed_step.TOKENS}
-_MEASURES: dict[str, Callable[[Row, int, str, str, int, float], list[Timing]]] = {
+_MEASURES: dict[str, Measure] = {
     "layers": speed_cases.layer,
     "small": speed_cases.small,
     "first": _first,
@@ -192,6 +212,7 @@ def _outputs(options: argparse.Namespace) -> list[tuple[Path, Text]]:
     if options.out:
         if any(paths.values()):
             raise InputError("--out names all files: leave out --json, --csv, --markdown and --plot")
+        document.make_folder(options.out)
         paths = {ending: options.out / f"{STEM}.{ending}" for ending in paths}
         if "layers" not in options.parts:
             paths["svg"] = None

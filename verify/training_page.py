@@ -102,10 +102,7 @@ def records_in(folder: Path) -> dict[str, Record]:
 def prepare(path: Path) -> None:
     """Makes a record's folder; OutputError where it cannot be written to, InputError where another's index is there."""
     folder = path.parent
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise document.OutputError(f"cannot write to {folder} ({error.strerror}): name another with --out") from None
+    document.make_folder(folder)
     others = folder / "index.html"
     for file in (path, path.with_suffix(".html"), path.with_suffix(".svg"), others):
         document.check_writable(file)
