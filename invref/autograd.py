@@ -163,7 +163,7 @@ def _gradient(
     if is_grad_enabled() or transformed():
         dx = _Decode.apply(dy, kept, packed, layer, order)  # type: ignore[no-untyped-call]
     else:
-        dx = decode(dy, kept, packed, layer, order)
+        dx = decode(dy, kept, packed, layer.scheme, order)
     return dx if through is None else dx + through
 
 
@@ -232,7 +232,7 @@ class _Decode(Function):
     def forward(
         dy: Tensor, kept: Tensor | None, packed: Tensor | None, layer: Layer, order: list[int] | None
     ) -> Tensor:
-        return decode(dy, kept, packed, layer, order)
+        return decode(dy, kept, packed, layer.scheme, order)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:

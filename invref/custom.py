@@ -21,11 +21,12 @@ from weakref import WeakValueDictionary
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.overrides import handle_torch_function
 
-from invref import binfit, bins, cache, formulas, layers, operators, stable, tracing
+from invref import binfit, bins, cache, formulas, functional, layers, operators, stable, tracing
 from invref.autograd import inverted
 from invref.bins import Bins, Edge
-from invref.decoding import Layer, checked
+from invref.decoding import Layer, checked, recording
 from invref.engines import TORCH
 from invref.errors import FormulaError, InputError, ProofError, TableError, TwiceError
 from invref.formats import BY_DTYPE
@@ -81,6 +82,9 @@ class Activation:
 
     def __call__(self, x: Tensor) -> Tensor:
         """f of a tensor; InputError for other types, and where a dtype is too coarse for the formula."""
+        if recording(x):
+            y: Tensor = handle_torch_function(functional.of_key, (x,), x, self.key)
+            return y
         checked(self.name, x)
         if torch.compiler.is_compiling():
             return operators.inverted(x, None, self.key)
@@ -157,6 +161,12 @@ class Activation:
 
 _MADE: WeakValueDictionary[str, Activation] = WeakValueDictionary()
 """Activations by key: one that is still in use is not made again."""
+
+
+def activation(key: str) -> Activation:
+    """The activation of a key, in whatever process that was made."""
+    layers.get(key)  # which holds it from now on
+    return _MADE[key]
 
 
 def layer(key: str) -> Layer:

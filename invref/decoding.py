@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor, uint8
@@ -23,6 +24,8 @@ from invref.kernels.sidebits import BLOCK, LANES
 from invref.order import flat, memory_order, ordered, shaped
 
 Forward = Callable[[Tensor], Tensor]
+SchemeOf = Callable[[torch.dtype, torch.device], Scheme]
+"""What is stored for a dtype on a device, and how it is decoded."""
 Second = Callable[[Tensor, Tensor | None], Tensor]
 """(outputs (n,), packed side codes) -> f''(x) (n,), in float64 for float64 outputs, else in float32."""
 
@@ -40,7 +43,7 @@ class Layer:
 
     key: str
     forward: Forward
-    scheme: Callable[[torch.dtype, torch.device], Scheme]
+    scheme: SchemeOf
     second: Callable[[torch.dtype, torch.device], Second | None]
     promoted: tuple[str, ...] = ()
 
@@ -53,7 +56,7 @@ class Layer:
 class _Plains(dict[torch.dtype, Plain | None]):
     """The `plain` of schemes, looked up once a dtype."""
 
-    def __init__(self, scheme: Callable[[torch.dtype, torch.device], Scheme]) -> None:
+    def __init__(self, scheme: SchemeOf) -> None:
         self._scheme = scheme
 
     def __missing__(self, dtype: torch.dtype) -> Plain | None:
@@ -74,22 +77,26 @@ def checked(name: str, x: Tensor) -> None:
         raise InputError(f"{name} takes {', '.join(FORMATS)}, not {x.dtype}: convert with x.float() first")
 
 
-def decode(dy: Tensor, kept: Tensor | None, packed: Tensor | None, layer: Layer, order: list[int] | None) -> Tensor:
+def recording(*inputs: Any) -> bool:
+    """Whether some stand for tensors, and record what is done to them: torch.fx's proxies."""
+    return any(not isinstance(x, Tensor) and hasattr(x, "__torch_function__") for x in inputs)
+
+
+def decode(
+    dy: Tensor, kept: Tensor | None, packed: Tensor | None, scheme_of: SchemeOf, order: list[int] | None
+) -> Tensor:
     """dx of dy, from the output (None where it is not kept) and the side codes in an order of axes, or in memory's."""
     if _batched_gradient(dy):
         # Under is_grads_batched; linear in dy, whose batch is out of reach of the kernels.
         ones = torch.ones(dy.shape, dtype=dy.dtype, device=dy.device)
-        return dy * decode(ones, kept, packed, layer, order)
-    if dy._is_zerotensor():
-        dy = torch.zeros(dy.shape, dtype=dy.dtype, device=dy.device)
+        return dy * decode(ones, kept, packed, scheme_of, order)
     like = dy if kept is None else kept
     if (like.is_meta or type(like) is not Tensor) and without_numbers(like) and without_numbers(dy):
         order = memory_order(like) if order is None else order
         return shaped(dy.new_empty(dy.numel()), dy.shape, order)
-    scheme = layer.scheme(like.dtype, like.device)
-    _check_what_came_back(dy, like, packed, scheme)
+    scheme = scheme_of(like.dtype, like.device)
+    dy, packed = came_back(dy, like, packed, scheme)
     order = memory_order(like) if order is None else order
-    packed = packed if packed is None or packed.is_contiguous() else packed.contiguous()
     decoded = scheme.backward(ordered(dy, order), flat(like, order) if scheme.keeps_output else None, packed)
     return decoded if dy.dim() == 1 else shaped(decoded, dy.shape, order)
 
@@ -114,8 +121,11 @@ def fit(dy: Tensor, y: Tensor | None, packed: Tensor | None, plain: Plain) -> bo
     )
 
 
-def _check_what_came_back(dy: Tensor, like: Tensor, packed: Tensor | None, scheme: Scheme) -> None:
-    """InputError where what was kept is not what comes back, as hooks may have it."""
+def came_back(dy: Tensor, like: Tensor, packed: Tensor | None, scheme: Scheme) -> tuple[Tensor, Tensor | None]:
+    """A gradient and side codes that can be read where they lie; like: the output, or the gradient where none is kept.
+
+    InputError where what was kept is not what comes back, as hooks may have it.
+    """
     count = -1 if packed is None else packed.numel()
     if dy.shape != like.shape or dy.dtype is not like.dtype or count != side_bytes(scheme, like):
         raise InputError(
@@ -130,6 +140,9 @@ def _check_what_came_back(dy: Tensor, like: Tensor, packed: Tensor | None, schem
         )
     if packed is not None and packed.dtype is not torch.uint8:
         raise InputError(f"side codes came back as {packed.dtype}: hooks on saved tensors must leave uint8 as it is")
+    if dy._is_zerotensor():
+        dy = torch.zeros(dy.shape, dtype=dy.dtype, device=dy.device)
+    return dy, packed if packed is None else packed.contiguous()
 
 
 def side_bytes(scheme: Scheme, like: Tensor) -> int:

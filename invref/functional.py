@@ -15,11 +15,13 @@ torch's vector code gives, unless a finite input has the same output and side bi
 torch's transforms pass, in eager mode and in graphs (docs/transforms.md has every cell): torch.func's, forward mode,
 second derivatives; a third raises TwiceError. Where bits alone are kept (hardsigmoid, leaky_relu with a slope below 0,
 hardtanh and threshold with parameters that take a bit) the gradient is a constant to autograd unless the incoming one
-is not, which is right: the second derivative is 0. Compiled and exported graphs carry the layer as an operator.
+is not, which is right: the second derivative is 0. Compiled and exported graphs carry the layer as an operator, those
+of torch.fx as a call of `of_key`.
 """
 
 from __future__ import annotations
 
+import importlib
 from functools import partial
 
 import torch
@@ -28,10 +30,11 @@ from torch.autograd import forward_ad
 from torch.compiler import is_dynamo_compiling
 from torch.nn import functional as own
 from torch.nn.functional import relu as relu
+from torch.overrides import handle_torch_function
 
 from invref import layers, native, operators
 from invref.autograd import functorch_active, recorded, tracked, wants_gradient
-from invref.decoding import Forward, checked
+from invref.decoding import Forward, checked, recording
 from invref.errors import FormulaError
 from invref.formats import BY_DTYPE
 from invref.kernels.dispatch import PLAIN
@@ -55,12 +58,30 @@ def _apply(name: str, x: Tensor, forward: Forward, arguments: tuple[float, ...] 
         and not is_dynamo_compiling()
     ):
         return recorded(x, forward, layers.get(layers.key_of(name, arguments) if arguments else name), False)[0]
+    if recording(x):
+        y: Tensor = handle_torch_function(of_key, (x,), x, layers.key_of(name, arguments), inplace)
+        return y
     checked(name, x)
     if type(x) is not Tensor and is_split(x):
         return _apply_locally(name, x, forward, arguments, inplace)
     if torch.compiler.is_compiling():
         return operators.inverted(x, forward, name, arguments, inplace)
     return tracked(x, forward, layers.get(layers.key_of(name, arguments)), inplace) if wants_gradient(x) else forward(x)
+
+
+def of_key(input: Tensor, key: str, inplace: bool = False) -> Tensor:  # noqa: A002
+    """The layer of a key of `invref.layers`, by which graphs of torch.fx call it; FormulaError for an unknown one."""
+    layer = layers.get(key)
+    name, *rest = key.split(" ", 1)
+    if name == layers.FORMULA:
+        activation: Forward = importlib.import_module("invref.custom").activation(key)
+        return activation(input)
+    arguments = tuple(float(word) for text in rest for word in text.split())
+    return _apply(name, input, partial(_overwritten, layer.forward) if inplace else layer.forward, arguments, inplace)
+
+
+def _overwritten(forward: Forward, x: Tensor) -> Tensor:
+    return x.copy_(forward(x))
 
 
 def _apply_locally(name: str, x: Tensor, forward: Forward, arguments: tuple[float, ...], inplace: bool) -> Tensor:

@@ -87,8 +87,8 @@ def _forward_shapes(x: Tensor, name: str, arguments: list[float], order: list[in
 def _backward(
     dy: Tensor, y: Tensor | None, packed: Tensor, name: str, arguments: list[float], order: list[int]
 ) -> Tensor:
-    layer = _layer(name, arguments)
-    return decode(dy, y, packed if layer.scheme(dy.dtype, dy.device).bits else None, layer, order)
+    scheme_of = _layer(name, arguments).scheme
+    return decode(dy, y, packed if scheme_of(dy.dtype, dy.device).bits else None, scheme_of, order)
 
 
 def _backward_shapes(

@@ -15,9 +15,10 @@ import torch
 from torch import Tensor
 from torch.autograd.function import Function
 from torch.nn import functional
+from torch.overrides import handle_torch_function
 
 from invref.autograd import transformed
-from invref.decoding import checked
+from invref.decoding import came_back, checked, decode, recording
 from invref.errors import InputError, TwiceError
 from invref.kernels import sidebits
 from invref.kernels.scheme import parts
@@ -33,6 +34,9 @@ def prelu(input: Tensor, weight: Tensor) -> Tensor:  # noqa: A002
     or so near it that the output has lost x, this call keeps its input as torch does. Source: K. He, X. Zhang, S. Ren
     and J. Sun, arXiv 1502.01852.
     """
+    if recording(input, weight):
+        recorded: Tensor = handle_torch_function(prelu, (input, weight), input, weight)
+        return recorded
     checked("prelu", input)
     if is_split(input) or is_split(weight):
         return locally("prelu", prelu, input, weight, channels=weight.numel() > 1)
@@ -168,6 +172,9 @@ def xielu(
     in some 30 ms for a 16-bit format and 10 ms for float32.
     Source: A. Huang and I. Schlag, arXiv 2411.13010.
     """
+    if recording(*(inputs := (input, alpha_p, alpha_n, beta, eps))):
+        recorded: Tensor = handle_torch_function(xielu, inputs, *inputs)
+        return recorded
     checked("xielu", input)
     for alpha in (alpha_p, alpha_n):
         if alpha.numel() != 1:
@@ -233,19 +240,22 @@ class _XIELUDecode(Function):
         ctx.save_for_backward(dy, y, packed, positive, negative)
         ctx.parameters, ctx.order = parameters, order
         ctx.set_materialize_grads(False)
-        grad, out = flat(dy, order), flat(y, order)
+        scheme = form(parameters).scheme(y.dtype)
         sums = torch.zeros(2, dtype=torch.float64, device=y.device)
         if wanted:
+            given, codes = came_back(dy, y, packed, scheme)
+            grad, out = flat(given, order), flat(y, order)
             dx = torch.empty_like(grad)
-            for part, side in parts(grad.numel(), packed, BITS, grad.device):
+            for part, side in parts(grad.numel(), codes, BITS, grad.device):
                 assert side is not None
                 slope, *shares = contributions(parameters, out[part], side)
                 dx[part] = (grad[part].to(slope.dtype) * slope).to(grad.dtype)
-                sums += torch.stack([(grad[part].double() * share.double()).sum() for share in shares])
+                sums = sums + torch.stack([(grad[part].double() * share.double()).sum() for share in shares])
+            dx = shaped(dx, y.shape, order)
         else:
-            dx = form(parameters).scheme(y.dtype).backward(grad, out, packed)
+            dx = decode(dy, y, packed, lambda *_: scheme, order)
         dp, dn = (d.view(t.shape).to(t.dtype) for d, t in zip(sums, (positive, negative), strict=True))
-        return shaped(dx, y.shape, order), dp, dn
+        return dx, dp, dn
 
     @staticmethod
     def backward(ctx: Any, *seconds: Tensor | None) -> tuple[Tensor | None, ...]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from functools import partial
 
 import mpmath
@@ -13,7 +14,7 @@ from torch.nn import functional as native
 from invref import functional
 from invref import native as composed
 from invref.errors import FormulaError, InputError
-from invref.formats import FORMATS
+from invref.formats import BY_DTYPE, FORMATS
 from invref.kernels import closed, codes, xielu
 
 CASES = [
@@ -275,3 +276,37 @@ def test_xielu_has_no_gradient_for_beta_and_eps_and_says_so():
     alpha = torch.tensor(0.8, requires_grad=True)
     with pytest.raises(InputError, match=r"use beta.detach\(\)"):
         functional.xielu(torch.randn(3), alpha, alpha, torch.tensor(0.5, requires_grad=True), -1e-6)
+
+
+def sloped(x: torch.Tensor, learnt: bool) -> torch.Tensor:
+    slopes = (torch.tensor([value], dtype=x.dtype, requires_grad=learnt) for value in (0.5, 0.3))
+    return functional.xielu(x, *slopes)
+
+
+@pytest.mark.parametrize("dtype", [*BY_DTYPE])
+@pytest.mark.parametrize("learnt", [False, True])
+def test_xielus_gradient_survives_what_hooks_and_autograd_make_of_tensors(dtype: torch.dtype, learnt: bool) -> None:
+    x = (3 * torch.randn(7, 90)).to(dtype).requires_grad_()
+    dys = torch.randn(3, 7, 90).to(dtype)
+    expected = [torch.autograd.grad(sloped(x, learnt), x, dy)[0] for dy in dys]
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: torch.stack([t, t], -1)[..., 0], lambda t: t):
+        assert torch.equal(torch.autograd.grad(sloped(x, learnt), x, dys[0])[0], expected[0])
+    (batch,) = torch.autograd.grad(sloped(x, learnt), x, dys, is_grads_batched=True)
+    for got, wanted in zip(batch, expected, strict=True):
+        # Where no slope is learnt, a product with a rounded derivative: two roundings here, one there, of eps / 2 each.
+        assert torch.allclose(got, wanted, rtol=2 * torch.finfo(dtype).eps, atol=0)
+    zeros = torch._efficientzerotensor(x.shape, dtype=dtype)
+    assert not torch.autograd.grad(sloped(x, learnt), x, zeros)[0].any()
+
+
+@pytest.mark.parametrize("dtype", [*BY_DTYPE])
+@pytest.mark.parametrize("learnt", [False, True])
+@pytest.mark.parametrize("change", [lambda t: t[:-1], lambda t: t.short(), lambda t: t.to("meta")])
+def test_xielu_refuses_side_codes_that_hooks_have_changed(
+    dtype: torch.dtype, learnt: bool, change: Callable[[torch.Tensor], torch.Tensor]
+) -> None:
+    x = torch.randn(90).to(dtype).requires_grad_()
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: t, lambda t: change(t) if t.dtype == torch.uint8 else t):
+        y = sloped(x, learnt)
+        with pytest.raises(InputError, match="hooks on saved tensors must"):
+            torch.autograd.grad(y, x, torch.ones_like(x))

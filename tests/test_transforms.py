@@ -19,7 +19,7 @@ from torch.func import functional_call, grad, jvp, vmap
 
 import invref
 from invref import autograd, functional, layers, operators
-from invref.autograd import Layer
+from invref.decoding import Layer
 from invref.catalogue import ROWS
 from invref.errors import FormulaError, TwiceError
 from verify import matrix, transforms
@@ -30,7 +30,8 @@ pytestmark = pytest.mark.filterwarnings("ignore:.torch.jit.script:DeprecationWar
 
 PAGE = matrix.PATH.read_text(encoding="utf-8")
 STATED = matrix.read(PAGE)
-QUICK = ("vmap", "grad", "vjp", "jvp", "forward mode", "modules", "CUDA graphs")
+COMPILING = ("compile", "compile, dynamic", "export")
+DERIVATIVES = ("grad", "vjp", "jvp", "forward mode", "vmap of grad", "jacobian", "hessian")
 TYPICAL = ("gelu", "softplus", "leaky_relu", "hardsigmoid", "prelu", "from_formula")
 """A decoder with a side bit, a closed form, no second derivative, bits only, a learnt parameter, a formula."""
 needs_compiler = pytest.mark.skipif(not (shutil.which("g++") or shutil.which("clang++")), reason="no C++ compiler")
@@ -40,7 +41,7 @@ layer_names = pytest.mark.parametrize("name", [name for name in NAMES if name no
 def _cells():
     for cell in CELLS:
         for name in NAMES:
-            marks = [] if cell.title in QUICK or name in TYPICAL else [pytest.mark.slow]
+            marks = [pytest.mark.slow] if cell.title in COMPILING and name not in TYPICAL else []
             yield pytest.param(cell, name, marks=marks, id=f"{cell.title}-{name}")
 
 
@@ -79,7 +80,7 @@ class Doubled(torch.autograd.Function):
         return 2 * tangent
 
 
-@pytest.mark.parametrize("cell", [c for c in CELLS if c.title in (*QUICK[1:5], "vmap of grad", "jacobian", "hessian")])
+@pytest.mark.parametrize("cell", [c for c in CELLS if c.title in DERIVATIVES])
 def test_a_wrong_gradient_fails_the_cell(cell):
     right = case("softsign")
     if cell.title == "vmap of grad":
@@ -411,3 +412,26 @@ def test_third_derivatives_are_refused_by_every_road(name):
     ):
         with pytest.raises(TwiceError, match="third derivatives"):
             third()
+
+
+class _Overwriting(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.linear = torch.nn.Linear(5, 4)
+
+    def forward(self, x):
+        hidden = self.linear(x)
+        return functional.silu(hidden, inplace=True) + hidden
+
+
+def test_a_graph_of_torch_fx_calls_layers_by_key_in_place_too():
+    net, x, dy = _Overwriting(), torch.randn(6, 5), torch.randn(6, 4)
+    traced = torch.fx.symbolic_trace(net)
+    assert [node.args[1:] for node in traced.graph.nodes if node.target is functional.of_key] == [("silu", True)]
+    for got, wanted in zip(transforms.gradient(traced, x, dy), transforms.gradient(net, x, dy), strict=True):
+        assert torch.equal(got, wanted)
+
+
+def test_a_key_that_names_no_layer_is_refused():
+    with pytest.raises(FormulaError, match="there is no layer 'gelo'"):
+        functional.of_key(torch.ones(3), "gelo")

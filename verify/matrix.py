@@ -38,6 +38,8 @@ NOTES = """## What holds, and at what price
   silence, as torch.compile does for torch's own tanh.
   Without a gradient to compute, the activation itself is traced, and fused. An exported program needs `import
   invref.operators` where it is loaded, and a formula's also the formula, which it carries as text.
+- **torch.fx.** A graph calls a layer by its key, `invref.functional.of_key(x, "softplus 1.0 20.0")`, a formula by its
+  text.
 - **prelu, xielu** are torch's own computation in graphs, under torch.func and in forward mode, and keep what that
   keeps; in eager mode they keep the output.
 - **relu, tanh, sigmoid** are torch's own layers throughout.

@@ -204,6 +204,31 @@ def export(this: Case) -> str:
     return HOLDS
 
 
+def graph_module(this: Case) -> str:
+    """torch.fx.symbolic_trace: the graph, in a pickle, copied and traced again, is the layer; bit for bit."""
+    inner = nn.Sequential(nn.Linear(5, 4), _Called(this.layer) if this.name not in LEARNT else this.module())
+    inner.append(this.module())
+    x, dy = _inputs(torch.float32, 6, 5)[0], _inputs(torch.float32, 6, 4)[1]
+    expected = gradient(inner, x, dy)
+    traced = torch.fx.symbolic_trace(inner)
+    for other in (traced, pickle.loads(pickle.dumps(traced)), torch.fx.symbolic_trace(copy.deepcopy(traced))):
+        for got, wanted in zip(gradient(other, x, dy), expected, strict=True):
+            same("traced", got, wanted)
+    return HOLDS
+
+
+class _Called(nn.Module):
+    """A layer that is called as a function."""
+
+    def __init__(self, layer: Function) -> None:
+        super().__init__()
+        self._layer = layer
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The layer of x."""
+        return self._layer(x)
+
+
 def autocast(this: Case) -> str:
     """torch.autocast on the CPU: the dtype and bits of torch's layer, and the gradient of the tensor that it saw."""
     for narrow in (torch.bfloat16, torch.float16):
@@ -444,7 +469,7 @@ def placed(this: Case) -> str:
             else:
                 layer = layers.get(this.key)
                 packed = layer.scheme(dtype, x.device).pack(x[part].contiguous())
-                dx_part = decode(dy[part], y[part], packed, layer, None)
+                dx_part = decode(dy[part], y[part], packed, layer.scheme, None)
                 known = torch.ones_like(dx_part, dtype=torch.bool)
             if dtype == torch.float64 and not torch.equal(dx_part[known], dx[part][known]):
                 exact = False
@@ -516,6 +541,7 @@ CELLS = (
     Cell("compile", compile_static),
     Cell("compile, dynamic", compile_dynamic),
     Cell("export", export),
+    Cell("torch.fx", graph_module),
     Cell("autocast (CPU)", autocast),
     Cell("vmap", vmap_),
     Cell("grad", grad_),

@@ -30,7 +30,7 @@ def pack(codes: Tensor, bits: int = 1) -> Tensor:
 
 def unpack(packed: Tensor, n: int, bits: int = 1) -> Tensor:
     """The codes that `pack` was given, as a uint8 tensor of shape (n,)."""
-    planes = packed.view(bits, -1)
+    planes = packed.reshape(bits, -1)
     codes = _unpacked(planes[0], n)
     for bit in range(1, bits):
         codes = codes | _unpacked(planes[bit], n) << bit
