@@ -19,8 +19,8 @@ from torch.func import functional_call, grad, jvp, vmap
 
 import invref
 from invref import autograd, functional, layers, operators
-from invref.decoding import Layer
 from invref.catalogue import ROWS
+from invref.decoding import Layer
 from invref.errors import FormulaError, TwiceError
 from verify import matrix, transforms
 from verify.transforms import CELLS, NAMES, NOT_RUN, WrongError, case
