@@ -35,6 +35,7 @@ from invref.kernels import binned, binscheme, closed
 from invref.kernels.scheme import Scheme
 from invref.kernels.second import Second
 from invref.order import flat, memory_order
+from invref.placements import is_split, locally
 from invref.stable import Checked, Patch
 
 CHUNK = 1 << 14
@@ -86,6 +87,8 @@ class Activation:
             y: Tensor = handle_torch_function(functional.of_key, (x,), x, self.key)
             return y
         checked(self.name, x)
+        if is_split(x):
+            return locally(self.name, self, x)
         if torch.compiler.is_compiling():
             return operators.inverted(x, None, self.key)
         return inverted(x, self.forward, self._layer)

@@ -37,8 +37,8 @@ def run(program: str, *arguments: str) -> dict[str, Any]:
 
 
 def test_layers_on_dtensors_compute_each_part_and_place_it_as_the_input():
-    # 26 layers that are ours and have no parameters, five shapes and one of bfloat16, eleven placements.
-    assert run("placements.py")["cases"] == 26 * (5 + 1) * 11
+    # 26 layers that are ours and have no parameters, a formula, five shapes and one of bfloat16, eleven placements.
+    assert run("placements.py")["cases"] == 27 * (5 + 1) * 11
 
 
 @pytest.mark.parametrize("how", WRAPPED)
