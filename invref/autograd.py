@@ -16,7 +16,7 @@ from torch import Tensor, is_grad_enabled
 from torch.autograd import forward_ad
 from torch.autograd.function import Function
 
-from invref.decoding import Forward, Layer, decode, fit, without_numbers
+from invref.decoding import Forward, Layer, decode, fit, with_memory, without_numbers
 from invref.errors import TwiceError
 from invref.kernels.dispatch import PLAIN
 from invref.kernels.room import LARGE
@@ -72,7 +72,7 @@ class _Inverted(Function):
             type(x) in PLAIN
             and x.is_cpu
             and x.is_contiguous()
-            and not (inplace or x.is_neg())
+            and not (inplace or x.is_neg() or x._is_zerotensor())
             and (plain := layer.plain[x.dtype])
         ):
             y = forward(x) if x.nbytes < LARGE else _large(x, forward, layer)
@@ -119,7 +119,7 @@ def _overwritten(ctx: Any, x: Tensor, forward: Forward, layer: Layer) -> tuple[T
         x.copy_(x)
     order = memory_order(x)
     scheme = layer.scheme(x.dtype, x.device)
-    packed = scheme.pack(ordered(x, order))
+    packed = scheme.pack(ordered(with_memory(x), order))
     y = forward(x)
     ctx.mark_dirty(x)
     return y, packed, order, scheme.keeps_output
@@ -136,7 +136,7 @@ def _computed(x: Tensor, forward: Forward, layer: Layer) -> tuple[Tensor, *_Pack
 def _packed(x: Tensor, y: Tensor, layer: Layer) -> _Packed:
     scheme = layer.scheme(y.dtype, y.device)
     # Under autocast the forward may return another dtype than it was given.
-    source = x if y.dtype == x.dtype else x.to(y.dtype)
+    source = with_memory(x if y.dtype == x.dtype else x.to(y.dtype))
     if source.is_contiguous() and y.is_contiguous() and not source.is_neg():
         return scheme.pack(source), AXES[: y.dim()], scheme.keeps_output
     order = memory_order(y)

@@ -26,7 +26,7 @@ from torch.overrides import handle_torch_function
 from invref import binfit, bins, cache, formulas, functional, layers, operators, stable, tracing
 from invref.autograd import inverted
 from invref.bins import Bins, Edge
-from invref.decoding import Layer, checked, recording
+from invref.decoding import Layer, checked, into_graph, recording
 from invref.engines import TORCH
 from invref.errors import FormulaError, InputError, ProofError, TableError, TwiceError
 from invref.formats import BY_DTYPE
@@ -89,7 +89,7 @@ class Activation:
         checked(self.name, x)
         if is_split(x):
             return locally(self.name, self, x)
-        if torch.compiler.is_compiling():
+        if into_graph():
             return operators.inverted(x, None, self.key)
         return inverted(x, self.forward, self._layer)
 
@@ -168,16 +168,21 @@ _MADE: WeakValueDictionary[str, Activation] = WeakValueDictionary()
 
 def activation(key: str) -> Activation:
     """The activation of a key, in whatever process that was made."""
-    layers.get(key)  # which holds it from now on
-    return _MADE[key]
+    # By way of the layer, which is remembered: another of that key may have come and gone meanwhile.
+    made: Activation = layers.get(key).forward.__self__  # type: ignore[attr-defined]
+    return made
 
 
 def layer(key: str) -> Layer:
     """The layer of the key of an activation, in whatever process that was made."""
     made = _MADE.get(key)
     if made is None:
-        text, name, parameters = json.loads(key.split(" ", 1)[1])
-        made = from_formula(text, name, {name: Fraction(value) for name, value in parameters} or None)
+        try:
+            text, name, parameters = json.loads(key.split(" ", 1)[1])
+        except (ValueError, IndexError):
+            raise FormulaError(f"{key[:60]!r} is no formula's key: it holds no text of one") from None
+        parameters = {parameter: Fraction(value) for parameter, value in parameters}
+        made = from_formula(text, None if name == text else name, parameters or None)
     return made._layer
 
 

@@ -77,6 +77,16 @@ def checked(name: str, x: Tensor) -> None:
         raise InputError(f"{name} takes {', '.join(FORMATS)}, not {x.dtype}: convert with x.float() first")
 
 
+modes: Callable[[], int] = torch._C._len_torch_dispatch_stack
+"""How many modes of torch's dispatcher are on, of which kernels that are called by address know nothing."""
+_PROXY = torch._C._TorchDispatchModeKey.PROXY
+
+
+def into_graph() -> bool:
+    """Whether what is called goes into a graph: of torch.compile and torch.export, or of make_fx."""
+    return torch.compiler.is_compiling() or torch._C._get_dispatch_mode(_PROXY) is not None
+
+
 def recording(*inputs: Any) -> bool:
     """Whether some stand for tensors, and record what is done to them: torch.fx's proxies."""
     return any(not isinstance(x, Tensor) and hasattr(x, "__torch_function__") for x in inputs)
@@ -140,9 +150,12 @@ def came_back(dy: Tensor, like: Tensor, packed: Tensor | None, scheme: Scheme) -
         )
     if packed is not None and packed.dtype is not torch.uint8:
         raise InputError(f"side codes came back as {packed.dtype}: hooks on saved tensors must leave uint8 as it is")
-    if dy._is_zerotensor():
-        dy = torch.zeros(dy.shape, dtype=dy.dtype, device=dy.device)
-    return dy, packed if packed is None else packed.contiguous()
+    return with_memory(dy), packed if packed is None else packed.contiguous()
+
+
+def with_memory(x: Tensor) -> Tensor:
+    """x, or zeros where it is one of torch's zero tensors, which have no memory."""
+    return torch.zeros(x.shape, dtype=x.dtype, device=x.device) if x._is_zerotensor() else x
 
 
 def side_bytes(scheme: Scheme, like: Tensor) -> int:

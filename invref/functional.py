@@ -27,14 +27,14 @@ from functools import partial
 import torch
 from torch import Tensor, is_grad_enabled, strided
 from torch.autograd import forward_ad
-from torch.compiler import is_dynamo_compiling
+from torch.compiler import is_compiling
 from torch.nn import functional as own
 from torch.nn.functional import relu as relu
 from torch.overrides import handle_torch_function
 
 from invref import layers, native, operators
 from invref.autograd import functorch_active, recorded, tracked, wants_gradient
-from invref.decoding import Forward, checked, recording
+from invref.decoding import Forward, checked, into_graph, modes, recording
 from invref.errors import FormulaError
 from invref.formats import BY_DTYPE
 from invref.kernels.dispatch import PLAIN
@@ -55,7 +55,7 @@ def _apply(name: str, x: Tensor, forward: Forward, arguments: tuple[float, ...] 
         and x.layout is strided
         and not (x.is_nested or inplace or functorch_active() or forward_ad._current_level >= 0)
         and is_grad_enabled()
-        and not is_dynamo_compiling()
+        and not (is_compiling() or modes())
     ):
         return recorded(x, forward, layers.get(layers.key_of(name, arguments) if arguments else name), False)[0]
     if recording(x):
@@ -64,20 +64,22 @@ def _apply(name: str, x: Tensor, forward: Forward, arguments: tuple[float, ...] 
     checked(name, x)
     if type(x) is not Tensor and is_split(x):
         return _apply_locally(name, x, forward, arguments, inplace)
-    if torch.compiler.is_compiling():
+    if into_graph():
         return operators.inverted(x, forward, name, arguments, inplace)
     return tracked(x, forward, layers.get(layers.key_of(name, arguments)), inplace) if wants_gradient(x) else forward(x)
 
 
 def of_key(input: Tensor, key: str, inplace: bool = False) -> Tensor:  # noqa: A002
     """The layer of a key of `invref.layers`, by which graphs of torch.fx call it; FormulaError for an unknown one."""
-    layer = layers.get(key)
-    name, *rest = key.split(" ", 1)
-    if name == layers.FORMULA:
+    name, arguments = layers.of(key)
+    if is_compiling():
+        return operators.inverted(input, None, name, arguments, inplace)
+    forward = layers.get(key).forward
+    if name == key and key.startswith(layers.FORMULA):
         activation: Forward = importlib.import_module("invref.custom").activation(key)
-        return activation(input)
-    arguments = tuple(float(word) for text in rest for word in text.split())
-    return _apply(name, input, partial(_overwritten, layer.forward) if inplace else layer.forward, arguments, inplace)
+        y = activation(input)
+        return input.copy_(y) if inplace else y
+    return _apply(name, input, partial(_overwritten, forward) if inplace else forward, arguments, inplace)
 
 
 def _overwritten(forward: Forward, x: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ program can carry it. Must not know autograd's rules, nor how users call a layer
 from __future__ import annotations
 
 import importlib
+import inspect
 from collections.abc import Callable
 from functools import lru_cache, partial
 
@@ -46,16 +47,30 @@ def key_of(name: str, arguments: tuple[float, ...] = ()) -> str:
     return " ".join([name, *[repr(float(argument)) for argument in arguments]])
 
 
+def of(key: str) -> tuple[str, tuple[float, ...]]:
+    """The name and the arguments of a key; a formula's is a name as it is. FormulaError for arguments not numbers."""
+    name, *rest = key.split(" ", 1)
+    if name == FORMULA:
+        return key, ()
+    try:
+        return name, tuple([float(word) for text in rest for word in text.split()])
+    except ValueError:
+        raise FormulaError(f"{key[:60]!r} is no layer's key: its arguments must be numbers") from None
+
+
 @lru_cache(maxsize=MOST)
 def get(key: str) -> Layer:
     """The layer of a key; FormulaError for one that there is not, and for arguments that no decoder serves."""
-    name, *rest = key.split(" ", 1)
-    if name == FORMULA:
+    name, arguments = of(key)
+    if name.split(" ", 1)[0] == FORMULA:
         made: Layer = importlib.import_module("invref.custom").layer(key)
         return made
     if name not in _MAKERS:
         raise FormulaError(f"there is no layer {name[:60]!r}: use one of {', '.join(_MAKERS)}")
-    forward, scheme, second_of = _MAKERS[name](*(float(word) for text in rest for word in text.split()))
+    taken = len(inspect.signature(_MAKERS[name]).parameters)
+    if len(arguments) != taken:
+        raise FormulaError(f"{key[:60]!r} is no layer's key: {name} takes {taken} arguments")
+    forward, scheme, second_of = _MAKERS[name](*arguments)
     # One pair a dtype: schemes are the same on every device.
     schemes, seconds = lru_cache(maxsize=None)(scheme), lru_cache(maxsize=None)(second_of)
     promoted = PROMOTED.get(name, ())

@@ -18,7 +18,7 @@ from torch.nn import functional
 from torch.overrides import handle_torch_function
 
 from invref.autograd import transformed
-from invref.decoding import came_back, checked, decode, recording
+from invref.decoding import came_back, checked, decode, into_graph, recording
 from invref.errors import InputError, TwiceError
 from invref.kernels import sidebits
 from invref.kernels.scheme import parts
@@ -40,7 +40,7 @@ def prelu(input: Tensor, weight: Tensor) -> Tensor:  # noqa: A002
     checked("prelu", input)
     if is_split(input) or is_split(weight):
         return locally("prelu", prelu, input, weight, channels=weight.numel() > 1)
-    if torch.compiler.is_compiling():
+    if into_graph():
         return functional.prelu(input, weight)
     if transformed():
         return _composed(input, weight)
@@ -186,7 +186,7 @@ def xielu(
         return locally("xielu", partial(xielu, beta=float(beta), eps=float(eps)), input, alpha_p, alpha_n)
     positive = functional.softplus(alpha_p)
     negative = held[0] + functional.softplus(alpha_n)
-    if torch.compiler.is_compiling() or transformed():
+    if into_graph() or transformed():
         return compute(input, positive, negative, *held)
     if not torch.is_grad_enabled() or not any(t.requires_grad for t in (input, positive, negative)):
         return compute(input, positive, negative, *held)

@@ -642,3 +642,39 @@ def test_sparse_and_nested_tensors_are_refused_in_one_line() -> None:
         functional.gelu(torch.eye(3).to_sparse())
     with pytest.raises(InputError, match="to_padded_tensor"):
         functional.gelu(torch.nested.nested_tensor([torch.ones(2), torch.ones(3)], layout=torch.jagged))
+
+
+@dtypes
+@pytest.mark.parametrize(
+    "layer", [functional.gelu, functional.softplus, functional.hardsigmoid, invref.from_formula("x*sigmoid(x)*2")]
+)
+@pytest.mark.parametrize("shape", [(40,), (3, 1, 5), ()])
+def test_torchs_zero_tensors_are_zeros(
+    layer: Callable[[torch.Tensor], torch.Tensor], dtype: torch.dtype, shape: tuple[int, ...]
+) -> None:
+    def gradient(x: torch.Tensor) -> torch.Tensor:
+        return torch.autograd.grad(layer(x), x, torch.ones(x.shape, dtype=dtype))[0]
+
+    lazy = torch._efficientzerotensor(shape, dtype=dtype)
+    expected = gradient(torch.zeros(shape, dtype=dtype, requires_grad=True))
+    assert torch.equal(gradient(lazy.clone().requires_grad_()), expected)
+    assert torch.equal(gradient(lazy.detach().requires_grad_()), expected)
+
+
+def _zeros(kept: torch.Tensor) -> torch.Tensor:
+    return torch._efficientzerotensor(kept.shape, dtype=kept.dtype)
+
+
+def test_a_tensor_without_memory_is_refused_before_it_is_read() -> None:
+    x = torch.ones(40, requires_grad=True)
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: t, _zeros):
+        y = functional.gelu(x)
+    with pytest.raises(InputError, match="memory of their own"):
+        y.backward(torch.ones(40))
+    torch._enable_functionalization(reapply_views=True)  # type: ignore[no-untyped-call]
+    try:
+        wrapped = torch._to_functional_tensor(x.detach()).requires_grad_()
+        with pytest.raises(InputError, match="memory of their own"):
+            functional.gelu(wrapped)
+    finally:
+        torch._disable_functionalization()

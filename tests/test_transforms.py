@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import pickle
 import shutil
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from torch import library, nn
 from torch.autograd import forward_ad
 from torch.autograd.gradcheck import GradcheckError
 from torch.func import functional_call, grad, jvp, vmap
+from torch.fx.experimental.proxy_tensor import make_fx
 
 import invref
 from invref import autograd, functional, layers, operators
@@ -446,3 +448,88 @@ def test_a_graph_of_torch_fx_calls_layers_by_key_in_place_too():
 def test_a_key_that_names_no_layer_is_refused():
     with pytest.raises(FormulaError, match="there is no layer 'gelo'"):
         functional.of_key(torch.ones(3), "gelo")
+
+
+@pytest.mark.parametrize("key", ["softplus", "softplus a b", "gelu 1.0", "formula", "formula xx", "elu 1.0 2.0"])
+def test_a_key_whose_arguments_are_not_the_layers_is_refused(key):
+    with pytest.raises(FormulaError):
+        functional.of_key(torch.ones(3), key)
+
+
+@pytest.mark.parametrize("name", TYPICAL)
+def test_a_graph_of_torch_fx_is_compiled_whole_and_exported(name):
+    torch._dynamo.reset()
+    net = nn.Sequential(nn.Linear(5, 4), case(name).module(), nn.Linear(4, 3))
+    traced, x, dy = torch.fx.symbolic_trace(net), torch.randn(6, 5), torch.randn(6, 3)
+    expected = transforms.gradient(net, x, dy)
+    compiled = torch.compile(traced, fullgraph=True, backend="aot_eager")
+    programs = [torch.export.export(traced, (x,), strict=strict).module() for strict in (True, False)]
+    for other in (compiled, *programs):
+        for got, wanted in zip(transforms.gradient(other, x, dy), expected, strict=True):
+            transforms.alike(case(name), "traced, then compiled", got, wanted)
+
+
+class _Captured(nn.Module):
+    def __init__(self, layer):
+        super().__init__()
+        self.captured, self.layer = torch.randn(40, requires_grad=True), layer
+
+    def forward(self, x):
+        return self.layer(self.captured) * x
+
+
+@pytest.mark.filterwarnings("ignore:A model attribute")
+@pytest.mark.parametrize("name", ["gelu", "softplus", "hardsigmoid", "from_formula"])
+@pytest.mark.parametrize("strict", [False, True])
+def test_an_exported_graph_carries_the_layer_of_a_tensor_that_it_has_captured(name, strict):
+    model, x = _Captured(case(name).layer), torch.randn(40)
+    program = torch.export.export(model, (x,), strict=strict)
+    assert torch.ops.invref.forward.default in [node.target for node in program.graph.nodes]
+    assert torch.equal(program.module()(x), model(x))
+
+
+@pytest.mark.parametrize("name", [*TYPICAL, "xielu"])
+@pytest.mark.parametrize("tracing", ["real", "fake"])
+def test_make_fx_of_a_gradient_records_it(name, tracing):
+    def slope(x):
+        return torch.autograd.grad(layer(x).sum(), x)[0]
+
+    layer = case(name).layer
+    x, other = (torch.randn(40, requires_grad=True) for _ in range(2))
+    slope(x)
+    graph = make_fx(slope, tracing_mode=tracing)(x)
+    transforms.alike(case(name), "traced by make_fx", graph(other), slope(other))
+
+
+def test_a_formula_is_made_again_from_its_key_when_copies_have_come_and_gone():
+    made = invref.from_formula("x*sigmoid(x)*2", name="twice_silu")
+    x = torch.randn(9)
+    expected = made(x)
+    copied = pickle.loads(pickle.dumps(made))
+    del copied
+    gc.collect()
+    assert torch.equal(functional.of_key(x, made.key), expected)
+    y = x.clone()
+    assert functional.of_key(y, made.key, inplace=True) is y
+    assert torch.equal(y, expected)
+
+
+UNNAMED = """
+import pickle, sys, torch, invref
+x = torch.linspace(-3, 3, 40).view(5, 8)
+if len(sys.argv) == 2:
+    torch.manual_seed(0)
+    net = torch.nn.Sequential(torch.nn.Linear(8, 8), invref.from_formula("x*sigmoid(x)*3").module())
+    pickle.dump(torch.fx.symbolic_trace(net), open(sys.argv[1], "wb"))
+else:
+    net = pickle.load(open(sys.argv[1], "rb"))
+print(net(x).double().sum().item())
+"""
+
+
+def test_a_graph_with_a_formula_without_a_name_works_in_another_process(tmp_path):
+    def run(*more):
+        arguments = [sys.executable, "-c", UNNAMED, str(tmp_path / "graph"), *more]
+        return subprocess.run(arguments, capture_output=True, text=True, check=True).stdout
+
+    assert run() == run("again")

@@ -14,7 +14,7 @@ from torch import Tensor
 from invref.kernels import binned_kernels
 from invref.kernels.binned import Tables
 from invref.kernels.machine import Code, made
-from invref.kernels.room import room, with_numbers
+from invref.kernels.room import nowhere, room, with_numbers
 from invref.kernels.runs import run
 from invref.kernels.sidebits import size
 
@@ -35,7 +35,7 @@ def pack(edges: tuple[float, ...], bits: int, x: Tensor) -> Tensor:
     packed = with_numbers(x.new_empty(bits * size(n), dtype=torch.uint8))
     if n:
         borders = array("f", edges)
-        places = (x.data_ptr(), packed.data_ptr(), borders.buffer_info()[0], len(edges))
+        places = (x.data_ptr() or nowhere(x), packed.data_ptr(), borders.buffer_info()[0], len(edges))
         run(_pack(bits), x, n, (packed, borders), *places)
     return packed
 
@@ -44,11 +44,12 @@ def backward(tables: Tables, dy: Tensor, y: Tensor, packed: Tensor | None, bits:
     """dy * f' of float32 tensors; dy: any strides, y: flat and contiguous, both in the order of `packed`."""
     dx = room(y)
     if n := y.numel():
-        sides, bits = (0, 0) if packed is None else (packed.data_ptr(), bits)
+        sides, bits = (0, 0) if packed is None else (packed.data_ptr() or nowhere(packed), bits)
         columns = (
             tables.start, tables.high, tables.low, tables.side, tables.octaves, tables.rows,
             tables.lowest_first, tables.lowest_count, tables.lowest_at, tables.lowest,
         )  # fmt: skip
-        places = (dy.data_ptr(), y.data_ptr(), dx.data_ptr(), sides, *(column.data_ptr() for column in columns))
+        at = dy.data_ptr() or nowhere(dy), y.data_ptr() or nowhere(y)
+        places = (*at, dx.data_ptr(), sides, *(column.data_ptr() for column in columns))
         run(_backward(bits, tables.slots), dy, n, (tables, y, dx, packed), *places)
     return dx

@@ -21,7 +21,7 @@ from invref.formats import BY_DTYPE
 from invref.kernels import cpu_kernels
 from invref.kernels.codes import Lowest
 from invref.kernels.machine import Code, converts_halves, made
-from invref.kernels.room import LARGE, room, with_numbers
+from invref.kernels.room import LARGE, nowhere, room, with_numbers
 from invref.kernels.runs import run
 from invref.kernels.sidebits import BLOCK, LANES
 from invref.kernels.vectors import tables
@@ -58,7 +58,7 @@ def packer(threshold: float, dtype: torch.dtype) -> Pack:
         if type(packed) is not Tensor:
             with_numbers(packed)
         if n:
-            run(code, x, n, (packed,), x.data_ptr(), packed.data_ptr(), bits)
+            run(code, x, n, (packed,), x.data_ptr() or nowhere(x), packed.data_ptr(), bits)
         return packed
 
     return pack
@@ -114,9 +114,9 @@ def _decoder(code: Code, own: tuple[int, ...], needed: object) -> Decode:
         if type(dx) is not Tensor:
             with_numbers(dx)
         if n:
-            sides = 0 if packed is None else packed.data_ptr()
-            held = (y, packed, dx, needed)
-            run(code, dy, n, held, dy.data_ptr(), y.data_ptr(), dx.data_ptr(), sides, *own)
+            sides = 0 if packed is None else packed.data_ptr() or nowhere(packed)
+            held, at = (y, packed, dx, needed), dy.data_ptr() or nowhere(dy)
+            run(code, dy, n, held, at, y.data_ptr() or nowhere(y), dx.data_ptr(), sides, *own)
         return dx
 
     return decode

@@ -9,7 +9,7 @@ from __future__ import annotations
 import ctypes
 import mmap
 from functools import cache
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
@@ -39,6 +39,11 @@ def with_numbers(new: Tensor) -> Tensor:
             f"a tensor with numbers under a mode whose tensors are {type(new).__name__}: convert it to such a one first"
         )
     return new
+
+
+def nowhere(x: Tensor) -> NoReturn:
+    """InputError for a tensor of some elements whose address is 0: wrappers, and torch's zero tensors."""
+    raise InputError(f"a kernel takes tensors with memory of their own, which a {x.dtype} {tuple(x.shape)} has not")
 
 
 @cache
