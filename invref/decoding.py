@@ -88,7 +88,7 @@ def into_graph() -> bool:
 
 
 def recording(*inputs: Any) -> bool:
-    """Whether some stand for tensors, and record what is done to them: torch.fx's proxies."""
+    """Whether some are no tensors but record what is done to them, as torch.fx's proxies do."""
     return any(not isinstance(x, Tensor) and hasattr(x, "__torch_function__") for x in inputs)
 
 

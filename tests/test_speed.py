@@ -136,6 +136,16 @@ def test_every_round_has_everyone_once_in_its_order():
     assert {name: set(taken.tolist()) for name, taken in times.seconds.items()} == {OURS: {2}, THEIRS: {1}, COPY: {4}}
 
 
+def test_a_visit_goes_on_in_the_order_of_the_one_before():
+    clock = FakeClock({OURS: 2.0, THEIRS: 1.0, COPY: 4.0})
+    before = speed_clock.Times({name: np.ones(7) for name in clock.seconds}, 5)
+    runs = {name: clock.run(name) for name in clock.seconds}
+    times = speed_clock.interleaved(runs, clock, 0.0, before, now=lambda: clock.spent)
+    rounds = (speed_clock.order([OURS, THEIRS, COPY], 7 + turn) for turn in range(speed_clock.LEAST))
+    assert clock.noted == [(name, 5) for name in chain.from_iterable(rounds)]
+    assert times.loops == 5
+
+
 def test_everyone_has_run_before_the_first_sample():
     clock, called = FakeClock({OURS: 1.0, THEIRS: 1.0}), []
     runs = {name: lambda name=name: called.append(name) for name in clock.seconds}
@@ -693,16 +703,16 @@ def test_visits_are_joined_round_by_round():
 def test_later_visits_have_as_many_calls_a_sample_as_the_first(monkeypatch):
     asked = []
 
-    def interleaved(runs, _clock, seconds, loops=None):
-        asked.append((seconds, loops))
-        return speed_clock.Times({name: np.ones(2) for name in runs}, loops or 7)
+    def interleaved(runs, _clock, seconds, before):
+        asked.append((seconds, before and (before.rounds, before.loops)))
+        return speed_clock.Times({name: np.ones(2) for name in runs}, before.loops if before else 7)
 
     monkeypatch.setattr(speed_clock, "interleaved", interleaved)
     work = speed_cases.layer(ROWS["gelu"], 100, "float32", "cpu", 1, 2.0)
     with pytest.raises(StopIteration) as last:
         for _ in range(speed_cases.VISITS):
             next(work)
-    assert asked == [(2.0 / speed_cases.VISITS, loops) for loops in [None] + [7] * (speed_cases.VISITS - 1)]
+    assert asked == [(2.0 / speed_cases.VISITS, (2 * i, 7) if i else None) for i in range(speed_cases.VISITS)]
     assert {(t.rounds, t.loops) for t in last.value.value} == {(2 * speed_cases.VISITS, 7)}
 
 

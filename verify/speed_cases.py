@@ -52,10 +52,10 @@ def copy(x: Tensor) -> Run:
 def layer(row: Row, n: int, dtype: str, device: str, threads: int, seconds: float) -> Visits:
     """invref's layer, torch's, and a copy, in turns."""
 
-    def visit(seconds: float, loops: int | None) -> Times:
+    def visit(seconds: float, before: Times | None) -> Times:
         x, dy = inputs(n, getattr(torch, dtype), device)
         runs = {OURS: forward_backward(row.layer, x, dy), THEIRS: forward_backward(row.native, x, dy), COPY: copy(x)}
-        return speed_clock.interleaved(runs, speed_clock.clock(device), seconds, loops)
+        return speed_clock.interleaved(runs, speed_clock.clock(device), seconds, before)
 
     times = yield from _visits(visit, seconds)
     return timings("layer", row.name, dtype, device, threads, n, times, getattr(torch, dtype).itemsize)
@@ -64,20 +64,20 @@ def layer(row: Row, n: int, dtype: str, device: str, threads: int, seconds: floa
 def small(row: Row, n: int, dtype: str, device: str, threads: int, seconds: float) -> Visits:
     """invref's layer and torch's on a small tensor, in turns; by the processor's clock on any device."""
 
-    def visit(seconds: float, loops: int | None) -> Times:
+    def visit(seconds: float, before: Times | None) -> Times:
         x, dy = inputs(n, getattr(torch, dtype), device)
         runs = {OURS: forward_backward(row.layer, x, dy), THEIRS: forward_backward(row.native, x, dy)}
-        return speed_clock.interleaved(runs, speed_clock.HostClock(), seconds, loops)
+        return speed_clock.interleaved(runs, speed_clock.HostClock(), seconds, before)
 
     times = yield from _visits(visit, seconds)
     return timings("small", row.name, dtype, device, threads, n, times, 0)
 
 
-def _visits(visit: Callable[[float, int | None], Times], seconds: float) -> Generator[None, None, Times]:
+def _visits(visit: Callable[[float, Times | None], Times], seconds: float) -> Generator[None, None, Times]:
     found = [visit(seconds / VISITS, None)]
     while len(found) < VISITS:
         yield
-        found.append(visit(seconds / VISITS, found[0].loops))
+        found.append(visit(seconds / VISITS, Times.joined(found)))
     return Times.joined(found)
 
 

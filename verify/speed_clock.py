@@ -133,25 +133,27 @@ def interleaved(
     runs: Mapping[str, Run],
     clock: Clock,
     seconds: float,
-    loops: int | None = None,
+    before: Times | None = None,
     now: Callable[[], float] = time.monotonic,
 ) -> Times:
     """Rounds until `seconds` are spent, `LEAST` at least and `MOST` at most, after a warm-up that does not count.
 
-    loops: calls a sample; by default as many as last `FINEST`.
+    before: an earlier visit, or several, with whose number of calls a sample and order of turns it goes on.
     """
     settle()
     for run in runs.values():
         for _ in range(WARM):
             run()
-    if loops is None:
+    if before is None:
         fastest = min(clock(run, 1) for run in runs.values())
-        loops = max(1, int(np.ceil(FINEST / max(fastest, 1e-9))))
+        first, loops = 0, max(1, int(np.ceil(FINEST / max(fastest, 1e-9))))
+    else:
+        first, loops = before.rounds, before.loops
     samples: dict[str, list[float]] = {name: [] for name in runs}
     start, busy = now(), _Busy.read()
     with _uncollected():
         for turn in range(MOST):
-            for name in order(list(runs), turn):
+            for name in order(list(runs), first + turn):
                 samples[name].append(clock(runs[name], loops) / loops)
             if turn + 1 >= LEAST and now() - start >= seconds:
                 break

@@ -26,8 +26,8 @@ Gradient = Callable[[Tensor, Tensor | None], Tensor]
 class Plain:
     """`pack` and `backward` of a scheme for contiguous tensors of any shape on the CPU, without further questions.
 
-    Neither lazily negated nor of a class of their own, of one shape and dtype, with the side codes that belong to them,
-    `bits` an element. The output is kept; the incoming gradient may have any strides.
+    Neither lazily negated, nor without memory, nor of a class of their own, of one shape and dtype, with the side codes
+    that belong to them, `bits` an element. The output is kept; the incoming gradient may have any strides.
     """
 
     def __init__(
