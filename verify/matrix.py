@@ -32,8 +32,8 @@ layer: it compares with the formula's own derivatives in float64, or bit for bit
 """
 NOTES = """## What holds, and at what price
 
-- **torch.compile, torch.export.** A graph carries the layer as one operator and keeps the output and the side bits. A
-  graph is differentiated once: second derivatives and forward mode of an exported program are errors, and so is
+- **torch.compile, torch.export, make_fx.** A graph carries the layer as one operator and keeps the output and the side
+  bits. A graph is differentiated once: second derivatives and forward mode of an exported program are errors, and so is
   backward through a compiled graph's gradient; but torch.autograd.grad of it by the graph's own input drops the term in
   silence, as torch.compile does for torch's own tanh.
   Without a gradient to compute, the activation itself is traced, and fused. An exported program needs `import
