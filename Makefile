@@ -33,7 +33,7 @@ readme: .venv/stamp
 training-pages: .venv/stamp
 	$(BIN)/python -m verify.training_page reports/training
 
-# The decoders' coefficients, byte for byte.
+# The decoders' coefficients: the same each time, but for what is calibrated on torch's float32 forward on a processor.
 tables: .venv/stamp
 	$(BIN)/python -m invref.fit
 	$(BIN)/python -m invref.binfit tanhshrink laplace
