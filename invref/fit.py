@@ -1,7 +1,7 @@
 """From a formula to its decoder: rational minimax fits, polished in float32, certified by Arb, clamps calibrated.
 
-`python -m invref.fit [NAME ...]` writes the tables that ship, byte for byte the same each time on a processor: clamps are
-calibrated on torch's own forward there. A table's bounds are certified sup-norms of its segments in exact arithmetic;
+`python -m invref.fit [NAME ...]` writes the tables that ship, on one processor byte for byte the same each time: clamps
+are calibrated on torch's own forward. A table's bounds are certified sup-norms of its segments in exact arithmetic;
 what float32 evaluation adds is measured by the verifier over all inputs. Handles formulas with one smooth minimum,
 limits 0 at the left end and slope 1 at the right.
 """
