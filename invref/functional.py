@@ -74,11 +74,11 @@ def of_key(input: Tensor, key: str, inplace: bool = False) -> Tensor:  # noqa: A
     name, arguments = layers.of(key)
     if is_compiling():
         return operators.inverted(input, None, name, arguments, inplace)
-    forward = layers.get(key).forward
-    if name == key and key.startswith(layers.FORMULA):
+    if layers.is_formula(key):
         activation: Forward = importlib.import_module("invref.custom").activation(key)
         y = activation(input)
         return input.copy_(y) if inplace else y
+    forward = layers.get(key).forward
     return _apply(name, input, partial(_overwritten, forward) if inplace else forward, arguments, inplace)
 
 

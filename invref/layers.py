@@ -47,11 +47,16 @@ def key_of(name: str, arguments: tuple[float, ...] = ()) -> str:
     return " ".join([name, *[repr(float(argument)) for argument in arguments]])
 
 
+def is_formula(key: str) -> bool:
+    """Whether a key is that of a formula's layer."""
+    return key.split(" ", 1)[0] == FORMULA
+
+
 def of(key: str) -> tuple[str, tuple[float, ...]]:
     """The name and the arguments of a key; a formula's is a name as it is. FormulaError for arguments not numbers."""
-    name, *rest = key.split(" ", 1)
-    if name == FORMULA:
+    if is_formula(key):
         return key, ()
+    name, *rest = key.split(" ", 1)
     try:
         return name, tuple([float(word) for text in rest for word in text.split()])
     except ValueError:
@@ -61,10 +66,10 @@ def of(key: str) -> tuple[str, tuple[float, ...]]:
 @lru_cache(maxsize=MOST)
 def get(key: str) -> Layer:
     """The layer of a key; FormulaError for one that there is not, and for arguments that no decoder serves."""
-    name, arguments = of(key)
-    if name.split(" ", 1)[0] == FORMULA:
+    if is_formula(key):
         made: Layer = importlib.import_module("invref.custom").layer(key)
         return made
+    name, arguments = of(key)
     if name not in _MAKERS:
         raise FormulaError(f"there is no layer {name[:60]!r}: use one of {', '.join(_MAKERS)}")
     taken = len(inspect.signature(_MAKERS[name]).parameters)
