@@ -26,11 +26,12 @@ from torch.overrides import handle_torch_function
 from invref import binfit, bins, cache, formulas, functional, layers, operators, stable, tracing
 from invref.autograd import inverted
 from invref.bins import Bins, Edge
-from invref.decoding import Layer, checked, into_graph, recording
+from invref.decoding import Layer
 from invref.engines import TORCH
 from invref.errors import FormulaError, InputError, ProofError, TableError, TwiceError
 from invref.formats import BY_DTYPE
 from invref.formulas import Formula
+from invref.inputs import checked, into_graph, recording
 from invref.kernels import binned, binscheme, closed
 from invref.kernels.scheme import Scheme
 from invref.kernels.second import Second

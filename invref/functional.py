@@ -34,9 +34,10 @@ from torch.overrides import handle_torch_function
 
 from invref import layers, native, operators
 from invref.autograd import functorch_active, recorded, tracked, wants_gradient
-from invref.decoding import Forward, checked, into_graph, modes, recording
+from invref.decoding import Forward
 from invref.errors import FormulaError
 from invref.formats import BY_DTYPE
+from invref.inputs import checked, into_graph, modes, recording
 from invref.kernels.dispatch import PLAIN
 from invref.parametric import prelu as prelu
 from invref.parametric import xielu as xielu

@@ -18,8 +18,9 @@ from torch.nn import functional
 from torch.overrides import handle_torch_function
 
 from invref.autograd import transformed
-from invref.decoding import came_back, checked, decode, into_graph, recording
+from invref.decoding import came_back, decode
 from invref.errors import InputError, TwiceError
+from invref.inputs import checked, into_graph, recording
 from invref.kernels import sidebits
 from invref.kernels.scheme import parts
 from invref.kernels.xielu import BITS, Parameters, compute, contributions, decoded, form
